@@ -1,0 +1,715 @@
+//! The engine's settings: each documented once, with unit and default; validated when built.
+//! Nothing reads the environment or a file unless the host asks for it here.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::pki_types::ServerName;
+use serde::Deserialize;
+
+use crate::affinity;
+use crate::auth::Credentials;
+use crate::error::ConfigError;
+use crate::ids::{ConnId, Role};
+use crate::tickets::TicketStore;
+
+/// Defines the settings struct, its defaults and its setters from one list. A setter takes the
+/// setting's own type; `[into]` widens that to what converts into it, `[some]` takes what the
+/// `Option` holds.
+macro_rules! settings {
+    ($($(#[doc = $doc:literal])+ $(#[serde($($serde:tt)+)])? $([$way:tt])? $name:ident: $type:ty = $default:expr;)+) => {
+        /// Settings on their way to a [`Config`]. Every setting has a default; `build` checks them
+        /// all. Deserialises from a configuration file, where durations are text (`"10s"`,
+        /// `"250ms"`) and an unknown name is an error.
+        ///
+        /// ```
+        /// use std::time::Duration;
+        /// let config = kalshi_feed::Config::builder()
+        ///     .url("wss://external-api-ws.kalshi.com/trade-api/ws/v2")
+        ///     .connect_timeout(Duration::from_secs(5))
+        ///     .build()?;
+        /// # Ok::<(), kalshi_feed::ConfigError>(())
+        /// ```
+        #[derive(Clone, Debug, Deserialize)]
+        #[serde(default, deny_unknown_fields)]
+        #[must_use]
+        pub struct ConfigBuilder {
+            $($(#[serde($($serde)+)])? pub(crate) $name: $type,)+
+        }
+
+        impl Default for ConfigBuilder {
+            fn default() -> Self {
+                Self { $($name: $default,)+ }
+            }
+        }
+
+        impl ConfigBuilder {
+            $(setter! { $(#[doc = $doc])+ $([$way])? $name: $type })+
+        }
+    };
+}
+
+macro_rules! setter {
+    ($(#[doc = $doc:literal])+ [into] $name:ident: $type:ty) => {
+        $(#[doc = $doc])+
+        pub fn $name(mut self, $name: impl Into<$type>) -> Self {
+            self.$name = $name.into();
+            self
+        }
+    };
+    ($(#[doc = $doc:literal])+ [some] $name:ident: $type:ty) => {
+        $(#[doc = $doc])+
+        pub fn $name(mut self, $name: <$type as IntoIterator>::Item) -> Self {
+            self.$name = Some($name);
+            self
+        }
+    };
+    ($(#[doc = $doc:literal])+ $name:ident: $type:ty) => {
+        $(#[doc = $doc])+
+        pub fn $name(mut self, $name: $type) -> Self {
+            self.$name = $name;
+            self
+        }
+    };
+}
+
+settings! {
+    /// The exchange's WebSocket address. Default: Kalshi's production exchange,
+    /// `wss://external-api-ws.kalshi.com/trade-api/ws/v2`. `ws://` only to loopback.
+    [into] url: String = "wss://external-api-ws.kalshi.com/trade-api/ws/v2".to_owned();
+    /// Key id and private key. Default: none, and the upgrade goes unsigned.
+    #[serde(skip)]
+    [some] credentials: Option<Credentials> = None;
+    /// In a configuration file: the key id, with `key_file`. Default: none.
+    [some] key_id: Option<String> = None;
+    /// In a configuration file: the PEM file of the private key, with `key_id`. Default: none.
+    [some] key_file: Option<PathBuf> = None;
+    /// PEM file with a certificate authority to trust beside the system's. Default: none.
+    [some] ca_file: Option<PathBuf> = None;
+    /// PEM text with a certificate authority to trust beside the system's. Default: none.
+    #[serde(skip)]
+    [some] ca_pem: Option<String> = None;
+    /// How many connections each role has. Default: 2 ticker, 2 trade, 2 lifecycle, 144 orderbook.
+    pool: PoolLayout = PoolLayout::default();
+
+    /// Event-loop threads. Default: the allowed cores less one, within 1 to 4.
+    [some] shards: Option<usize> = None;
+    /// The core of each shard, in order. Default: from the last allowed core down.
+    [some] cores: Option<Vec<usize>> = None;
+    /// Whether shards are pinned to their cores at all. Default: true.
+    pin: bool = true;
+    /// What a shard does when nothing is ready. Default: block.
+    wait: Wait = Wait::Block;
+
+    /// Time for a connect in all: lookup, TCP, TLS and upgrade. Default: 10 s.
+    #[serde(with = "humantime_serde")]
+    connect_timeout: Duration = Duration::from_secs(10);
+    /// Time for the reply to a command. Default: 5 s.
+    #[serde(with = "humantime_serde")]
+    subscribe_timeout: Duration = Duration::from_secs(5);
+    /// Time `start` waits for `min_healthy` connections. Default: 30 s.
+    #[serde(with = "humantime_serde")]
+    start_timeout: Duration = Duration::from_secs(30);
+    /// Live connections `start` asks for. Default: 100, or all of a smaller pool.
+    [some] min_healthy: Option<usize> = None;
+
+    /// Longest delay of the first reconnect. Default: 1 s.
+    #[serde(with = "humantime_serde")]
+    reconnect_initial: Duration = Duration::from_secs(1);
+    /// Longest delay of any reconnect. Default: 5 min.
+    #[serde(with = "humantime_serde")]
+    reconnect_max: Duration = Duration::from_secs(300);
+    /// Growth of the delay from one attempt to the next. Default: 2.
+    reconnect_factor: f64 = 2.0;
+    /// Least time between two connection attempts of the whole process; each connection's first
+    /// attempt after `start` is exempt. Default: 50 ms. Zero: no pacing.
+    #[serde(with = "humantime_serde")]
+    connect_interval: Duration = Duration::from_millis(50);
+    /// Seed of the jitter. Default: none, drawn at start.
+    [some] seed: Option<u64> = None;
+
+    /// Silence after which a connection is pinged. Default: 15 s.
+    #[serde(with = "humantime_serde")]
+    ping_idle: Duration = Duration::from_secs(15);
+    /// Further silence after which it is given up. Default: 10 s.
+    #[serde(with = "humantime_serde")]
+    pong_timeout: Duration = Duration::from_secs(10);
+    /// Time the peer may refuse to take bytes we owe it. Default: 10 s.
+    #[serde(with = "humantime_serde")]
+    write_timeout: Duration = Duration::from_secs(10);
+
+    /// Markets named in one command. Default: 500.
+    chunk: usize = 500;
+    /// Commands in flight on one connection. Default: 4.
+    commands_in_flight: usize = 4;
+    /// Markets on one order-book connection. Default: 7,500.
+    markets_per_connection: usize = 7_500;
+
+    /// Messages waiting for the host. Default: 10,000.
+    message_buffer: usize = 10_000;
+    /// Bytes waiting for the host, counted as the capacity of the buffers that hold them.
+    /// Default: 64 MiB.
+    message_buffer_bytes: usize = 64 << 20;
+    /// The longest message accepted, in bytes; a longer one ends its connection. Default: 2 MiB.
+    max_message_size: usize = 2 << 20;
+    /// Events waiting for the host; when full, new ones are counted and dropped. Default: 4,096.
+    event_buffer: usize = 4_096;
+}
+
+/// How many connections each role has; connections are numbered from 1 in this order.
+///
+/// ```
+/// use kalshi_feed::{ConnId, PoolLayout, Role};
+/// let pool = PoolLayout::default();
+/// assert_eq!(pool.connections(), 150);
+/// assert_eq!(pool.role(ConnId::new(6)), Some(Role::Lifecycle));
+/// assert_eq!(pool.role(ConnId::new(7)), Some(Role::Orderbook));
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
+pub struct PoolLayout {
+    /// Ticker connections. Default: 2.
+    pub ticker: u16,
+    /// Trade connections. Default: 2.
+    pub trade: u16,
+    /// Lifecycle connections. Default: 2.
+    pub lifecycle: u16,
+    /// Order-book connections. Default: 144.
+    pub orderbook: u16,
+}
+
+impl Default for PoolLayout {
+    fn default() -> Self {
+        Self::new(2, 2, 2, 144)
+    }
+}
+
+impl PoolLayout {
+    /// The most connections one pool may have.
+    pub const CONNECTIONS_MAX: usize = 10_000;
+
+    /// A pool with these numbers of connections.
+    pub const fn new(ticker: u16, trade: u16, lifecycle: u16, orderbook: u16) -> Self {
+        Self {
+            ticker,
+            trade,
+            lifecycle,
+            orderbook,
+        }
+    }
+
+    /// How many connections the role has.
+    pub const fn of(&self, role: Role) -> u16 {
+        match role {
+            Role::Ticker => self.ticker,
+            Role::Trade => self.trade,
+            Role::Lifecycle => self.lifecycle,
+            Role::Orderbook => self.orderbook,
+        }
+    }
+
+    /// All connections.
+    pub fn connections(&self) -> usize {
+        Role::ALL
+            .iter()
+            .map(|&role| usize::from(self.of(role)))
+            .sum()
+    }
+
+    /// The role of a connection; `None` when the pool has no such connection.
+    pub fn role(&self, conn: ConnId) -> Option<Role> {
+        let mut last = 0u32;
+        let number = u32::from(conn.number());
+        Role::ALL.into_iter().find(|&role| {
+            last += u32::from(self.of(role));
+            number >= 1 && number <= last
+        })
+    }
+
+    /// All connections with their roles, in order.
+    pub fn iter(&self) -> impl Iterator<Item = (ConnId, Role)> + use<> {
+        let roles = *self;
+        let each = Role::ALL
+            .into_iter()
+            .flat_map(move |role| std::iter::repeat_n(role, usize::from(roles.of(role))));
+        (1u16..).map(ConnId::new).zip(each)
+    }
+}
+
+/// What a shard does when nothing is ready.
+///
+/// ```
+/// use std::time::Duration;
+/// use kalshi_feed::{Config, Wait};
+/// let config = Config::builder().wait(Wait::Adaptive { spin: Duration::from_micros(50) }).build()?;
+/// # Ok::<(), kalshi_feed::ConfigError>(())
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase", deny_unknown_fields)]
+pub enum Wait {
+    /// Sleep in the kernel until a socket is ready: no CPU when idle.
+    #[default]
+    Block,
+    /// Never sleep: lowest latency, one whole core each.
+    Spin,
+    /// Spin this long after the last work, then sleep.
+    Adaptive {
+        /// How long.
+        #[serde(with = "humantime_serde")]
+        spin: Duration,
+    },
+}
+
+/// Where to connect: the url, taken apart.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Endpoint {
+    pub(crate) host: String,
+    pub(crate) port: u16,
+    pub(crate) path: String,
+    /// The name TLS verifies; none for plain text.
+    pub(crate) tls_name: Option<ServerName<'static>>,
+    default_port: bool,
+}
+
+impl Endpoint {
+    fn parse(text: &str) -> Result<Self, ConfigError> {
+        let invalid = |problem: String| ConfigError::Invalid {
+            setting: "url",
+            problem,
+        };
+        let url = url::Url::parse(text).map_err(|error| {
+            invalid(format!(
+                "{text:?} is not an address ({error}); write wss://host[:port]/path"
+            ))
+        })?;
+        let host = url
+            .host()
+            .ok_or_else(|| invalid(format!("{text:?} names no host")))?;
+        let tls = match url.scheme() {
+            "wss" => true,
+            "ws" => false,
+            other => return Err(invalid(format!("scheme {other:?} is not wss; use wss://"))),
+        };
+        let loopback = match &host {
+            url::Host::Domain(name) => *name == "localhost",
+            url::Host::Ipv4(address) => address.is_loopback(),
+            url::Host::Ipv6(address) => address.is_loopback(),
+        };
+        if !tls && !loopback {
+            return Err(invalid(
+                "ws:// is unencrypted; use wss:// except to loopback".to_owned(),
+            ));
+        }
+        if !url.username().is_empty() || url.password().is_some() || url.query().is_some() {
+            return Err(invalid(
+                "remove user, password and query: the headers carry the key".into(),
+            ));
+        }
+        let host = match host {
+            url::Host::Ipv6(address) => address.to_string(),
+            other => other.to_string(),
+        };
+        let tls_name = tls
+            .then(|| ServerName::try_from(host.clone()))
+            .transpose()
+            .map_err(|_| invalid(format!("{host:?} is not a name a certificate can carry")))?;
+        Ok(Self {
+            port: url.port_or_known_default().unwrap_or(443),
+            path: url.path().to_owned(),
+            default_port: url.port().is_none(),
+            host,
+            tls_name,
+        })
+    }
+
+    /// The value of the Host header.
+    pub(crate) fn authority(&self) -> String {
+        let host = if self.host.contains(':') {
+            format!("[{}]", self.host)
+        } else {
+            self.host.clone()
+        };
+        if self.default_port {
+            host
+        } else {
+            format!("{host}:{}", self.port)
+        }
+    }
+}
+
+/// Checked settings, ready for [`Manager::new`](crate::Manager::new).
+///
+/// ```
+/// let config = kalshi_feed::Config::builder().shards(1).build()?;
+/// assert_eq!(config.pool().connections(), 150);
+/// # Ok::<(), kalshi_feed::ConfigError>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub(crate) settings: ConfigBuilder,
+    pub(crate) endpoint: Endpoint,
+    pub(crate) tls: Option<Arc<rustls::ClientConfig>>,
+    /// The core of each shard; none when not pinned.
+    pub(crate) shard_cores: Vec<Option<usize>>,
+    pub(crate) min_healthy: usize,
+}
+
+impl Config {
+    /// Settings with their defaults.
+    pub fn builder() -> ConfigBuilder {
+        ConfigBuilder::default()
+    }
+
+    /// The pool's layout.
+    pub fn pool(&self) -> PoolLayout {
+        self.settings.pool
+    }
+
+    /// How many shards there will be.
+    pub fn shards(&self) -> usize {
+        self.shard_cores.len()
+    }
+}
+
+impl ConfigBuilder {
+    /// Takes the reconnect settings from `WS_RECONNECT_INITIAL`, `WS_RECONNECT_MAX` (durations
+    /// such as `1s`) and `WS_RECONNECT_FACTOR` (a number), where `lookup` finds them.
+    ///
+    /// # Errors
+    /// [`ConfigError::Invalid`] for a value that is not what the name asks for.
+    pub fn environment(
+        mut self,
+        lookup: impl Fn(&str) -> Option<String>,
+    ) -> Result<Self, ConfigError> {
+        let duration = |name: &'static str| match lookup(name) {
+            None => Ok(None),
+            Some(text) => {
+                use serde::de::IntoDeserializer;
+                let source: serde::de::value::StrDeserializer<'_, serde::de::value::Error> =
+                    text.as_str().into_deserializer();
+                humantime_serde::deserialize::<Duration, _>(source)
+                    .map(Some)
+                    .map_err(|_| {
+                        let problem =
+                            format!("{text:?} is not a duration; write 1s, 250ms or 5min");
+                        ConfigError::Invalid {
+                            setting: name,
+                            problem,
+                        }
+                    })
+            }
+        };
+        self.reconnect_initial =
+            duration("WS_RECONNECT_INITIAL")?.unwrap_or(self.reconnect_initial);
+        self.reconnect_max = duration("WS_RECONNECT_MAX")?.unwrap_or(self.reconnect_max);
+        if let Some(text) = lookup("WS_RECONNECT_FACTOR") {
+            self.reconnect_factor = text.parse().map_err(|_| ConfigError::Invalid {
+                setting: "WS_RECONNECT_FACTOR",
+                problem: format!("{text:?} is not a number; write 2 or 1.5"),
+            })?;
+        }
+        Ok(self)
+    }
+
+    /// Checks every setting, reads the files they name, and puts the rest together.
+    ///
+    /// # Errors
+    /// [`ConfigError`] for the first setting that cannot work: its name, why, and what to do.
+    pub fn build(mut self) -> Result<Config, ConfigError> {
+        self.check_numbers()?;
+        self.check_times()?;
+        let endpoint = Endpoint::parse(&self.url)?;
+        if self.credentials.is_none() {
+            self.credentials = match (&self.key_id, &self.key_file) {
+                (Some(id), Some(file)) => Some(Credentials::from_pem_file(id, file)?),
+                (None, None) => None,
+                (Some(_), None) => {
+                    return invalid("key_file", "missing beside key_id; name the PEM file");
+                }
+                (None, Some(_)) => {
+                    return invalid("key_id", "missing beside key_file; give the key's id");
+                }
+            };
+        }
+        let connections = self.pool.connections();
+        let tls = endpoint
+            .tls_name
+            .is_some()
+            .then(|| self.tls_config())
+            .transpose()?;
+        let min_healthy = self.min_healthy.unwrap_or(connections.min(100));
+        if min_healthy > connections {
+            let problem = format!("{min_healthy} of {connections} connections; ask for fewer");
+            return invalid("min_healthy", problem);
+        }
+        let shard_cores = self.shard_cores()?;
+        Ok(Config {
+            endpoint,
+            tls,
+            shard_cores,
+            min_healthy,
+            settings: self,
+        })
+    }
+
+    fn check_numbers(&self) -> Result<(), ConfigError> {
+        let at_least = |setting, value: usize, least: usize, most: usize| {
+            if (least..=most).contains(&value) {
+                return Ok(());
+            }
+            invalid(setting, format!("{value} is outside {least} to {most}"))
+        };
+        at_least(
+            "pool",
+            self.pool.connections(),
+            1,
+            PoolLayout::CONNECTIONS_MAX,
+        )?;
+        at_least("chunk", self.chunk, 1, 10_000)?;
+        at_least("commands_in_flight", self.commands_in_flight, 1, 64)?;
+        at_least(
+            "markets_per_connection",
+            self.markets_per_connection,
+            1,
+            1_000_000,
+        )?;
+        at_least("message_buffer", self.message_buffer, 1, 1 << 24)?;
+        at_least("event_buffer", self.event_buffer, 1, 1 << 20)?;
+        at_least("max_message_size", self.max_message_size, 4_096, 256 << 20)?;
+        let least = self.max_message_size.saturating_add(256 << 10);
+        at_least(
+            "message_buffer_bytes",
+            self.message_buffer_bytes,
+            least,
+            1 << 36,
+        )?;
+        if !(1.0..=100.0).contains(&self.reconnect_factor) {
+            let problem = format!("{} is outside 1 to 100", self.reconnect_factor);
+            return invalid("reconnect_factor", problem);
+        }
+        Ok(())
+    }
+
+    fn check_times(&self) -> Result<(), ConfigError> {
+        let (second, day) = (Duration::from_secs(1), Duration::from_secs(86_400));
+        let ms = Duration::from_millis(1);
+        let within = |setting, value: Duration, least: Duration, most: Duration| {
+            if (least..=most).contains(&value) {
+                return Ok(());
+            }
+            invalid(
+                setting,
+                format!("{value:?} is outside {least:?} to {most:?}"),
+            )
+        };
+        within("connect_timeout", self.connect_timeout, ms, day)?;
+        within("subscribe_timeout", self.subscribe_timeout, ms, day)?;
+        within("start_timeout", self.start_timeout, ms, day)?;
+        within("reconnect_initial", self.reconnect_initial, ms, day)?;
+        within(
+            "reconnect_max",
+            self.reconnect_max,
+            self.reconnect_initial,
+            day,
+        )?;
+        within(
+            "connect_interval",
+            self.connect_interval,
+            Duration::ZERO,
+            day,
+        )?;
+        within("ping_idle", self.ping_idle, ms, day)?;
+        within("pong_timeout", self.pong_timeout, ms, day)?;
+        within("write_timeout", self.write_timeout, ms, day)?;
+        if let Wait::Adaptive { spin } = self.wait {
+            within("wait", spin, Duration::from_nanos(1), second)?;
+        }
+        Ok(())
+    }
+
+    /// Which core each shard runs on.
+    fn shard_cores(&self) -> Result<Vec<Option<usize>>, ConfigError> {
+        let allowed = affinity::allowed_cores();
+        let wanted = self.cores.as_ref().map(Vec::len);
+        let default = allowed.len().saturating_sub(1).clamp(1, 4);
+        let shards = self.shards.or(wanted).unwrap_or(default);
+        if !(1..=64).contains(&shards) {
+            return invalid(
+                "shards",
+                format!("{shards} is outside 1 to 64; one per core is usual"),
+            );
+        }
+        let Some(cores) = &self.cores else {
+            // From the last core down: the first ones serve interrupts and everything else.
+            let mut downward = allowed.iter().rev().cycle();
+            return Ok((0..shards)
+                .map(|_| downward.next().copied().filter(|_| self.pin))
+                .collect());
+        };
+        if cores.len() != shards {
+            let problem = format!(
+                "{} cores for {shards} shards; name one for each",
+                cores.len()
+            );
+            return invalid("cores", problem);
+        }
+        if let Some(missing) = cores.iter().find(|core| !allowed.contains(core)) {
+            let problem = format!("core {missing} is not among those allowed here ({allowed:?})");
+            return invalid("cores", problem);
+        }
+        Ok(cores
+            .iter()
+            .map(|&core| Some(core).filter(|_| self.pin))
+            .collect())
+    }
+
+    /// One TLS configuration for the whole pool: verified certificates, tickets shared.
+    fn tls_config(&self) -> Result<Arc<rustls::ClientConfig>, ConfigError> {
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        if let Some(path) = &self.ca_file {
+            let pem = std::fs::read(path).map_err(|error| ConfigError::Unreadable {
+                setting: "ca_file",
+                path: path.clone(),
+                error,
+            })?;
+            add_roots(&mut roots, "ca_file", &pem)?;
+        }
+        if let Some(pem) = &self.ca_pem {
+            add_roots(&mut roots, "ca_pem", pem.as_bytes())?;
+        }
+        if roots.is_empty() {
+            return invalid(
+                "ca_file",
+                "the system has no certificate authorities; name a PEM file",
+            );
+        }
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let mut tls = rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(|error| ConfigError::Invalid {
+                setting: "tls",
+                problem: error.to_string(),
+            })?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let tickets = Arc::new(TicketStore::new(self.pool.connections()));
+        tls.resumption = rustls::client::Resumption::store(tickets);
+        Ok(Arc::new(tls))
+    }
+}
+
+fn add_roots(
+    roots: &mut rustls::RootCertStore,
+    setting: &'static str,
+    pem: &[u8],
+) -> Result<(), ConfigError> {
+    use rustls::pki_types::CertificateDer;
+    use rustls::pki_types::pem::PemObject;
+
+    let before = roots.len();
+    for certificate in CertificateDer::pem_slice_iter(pem) {
+        let added = certificate
+            .map_err(|error| error.to_string())
+            .and_then(|certificate| roots.add(certificate).map_err(|error| error.to_string()));
+        if let Err(problem) = added {
+            return invalid(
+                setting,
+                format!("a certificate in it is damaged ({problem})"),
+            );
+        }
+    }
+    if roots.len() == before {
+        return invalid(
+            setting,
+            "no certificate in it; give PEM text with BEGIN CERTIFICATE",
+        );
+    }
+    Ok(())
+}
+
+fn invalid<T>(setting: &'static str, problem: impl Into<String>) -> Result<T, ConfigError> {
+    Err(ConfigError::Invalid {
+        setting,
+        problem: problem.into(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(builder: ConfigBuilder, setting: &str) {
+        let error = builder.build().unwrap_err().to_string();
+        assert!(error.starts_with(setting), "{error}");
+    }
+
+    #[test]
+    fn nonsense_is_refused_by_name() {
+        let new = Config::builder;
+        refused(new().url("http://localhost/"), "url");
+        refused(new().url("ws://example.com/"), "url");
+        refused(new().url("not a url"), "url");
+        refused(new().url("wss://user@example.com/"), "url");
+        refused(new().shards(0), "shards");
+        refused(new().cores(vec![100_000]), "cores");
+        refused(new().cores(vec![0]).shards(2), "cores");
+        refused(new().chunk(0), "chunk");
+        refused(new().message_buffer(0), "message_buffer");
+        refused(new().message_buffer_bytes(1_000), "message_buffer_bytes");
+        refused(new().connect_timeout(Duration::ZERO), "connect_timeout");
+        refused(new().ping_idle(Duration::MAX), "ping_idle");
+        refused(
+            new().reconnect_max(Duration::from_millis(1)),
+            "reconnect_max",
+        );
+        refused(new().reconnect_factor(f64::NAN), "reconnect_factor");
+        refused(new().min_healthy(151), "min_healthy");
+        refused(new().pool(PoolLayout::new(0, 0, 0, 0)), "pool");
+        refused(new().key_id("id".into()), "key_file");
+        refused(new().ca_file(PathBuf::from("/no/such/file")), "ca_file");
+        refused(new().ca_pem("nothing".into()), "ca_pem");
+    }
+
+    #[test]
+    fn an_address_is_taken_apart() {
+        let endpoint = Endpoint::parse("wss://example.com/trade-api/ws/v2").unwrap();
+        assert_eq!(endpoint.authority(), "example.com");
+        assert_eq!(
+            (endpoint.port, endpoint.path.as_str()),
+            (443, "/trade-api/ws/v2")
+        );
+        let endpoint = Endpoint::parse("ws://[::1]:9000/x").unwrap();
+        assert_eq!(endpoint.authority(), "[::1]:9000");
+        assert!(endpoint.tls_name.is_none());
+    }
+
+    #[test]
+    fn the_default_pool_is_the_missions() {
+        let pool = PoolLayout::default();
+        let roles: Vec<_> = pool.iter().map(|(_, role)| role).collect();
+        assert_eq!(roles.len(), 150);
+        for (conn, role) in pool.iter() {
+            assert_eq!(pool.role(conn), Some(role));
+        }
+        assert_eq!(pool.role(ConnId::new(0)), None);
+        assert_eq!(pool.role(ConnId::new(151)), None);
+    }
+
+    #[test]
+    fn the_environment_overrides_reconnecting() {
+        let lookup = |name: &str| match name {
+            "WS_RECONNECT_INITIAL" => Some("250ms".to_owned()),
+            "WS_RECONNECT_FACTOR" => Some("1.5".to_owned()),
+            _ => None,
+        };
+        let builder = Config::builder().environment(lookup).unwrap();
+        assert_eq!(builder.reconnect_initial, Duration::from_millis(250));
+        assert_eq!(builder.reconnect_max, Duration::from_secs(300));
+        assert!((builder.reconnect_factor - 1.5).abs() < f64::EPSILON);
+        let bad = |name: &str| (name == "WS_RECONNECT_MAX").then(|| "soon".to_owned());
+        assert!(Config::builder().environment(bad).is_err());
+    }
+}

@@ -1,0 +1,482 @@
+//! Takes connections from an address to a finished upgrade: many at once, none blocking, on a
+//! thread of its own, because a handshake costs milliseconds that no live connection should wait.
+//! A finished one is handed to the conductor, deregistered here, with whatever plaintext came
+//! along. One deadline covers all stages of an attempt.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use crossbeam_channel::{Receiver, Sender, TryRecvError, TrySendError};
+use crossbeam_utils::CachePadded;
+
+use crate::auth::Credentials;
+use crate::clock::{Stamp, unix_ms};
+use crate::config::Endpoint;
+use crate::error::{Cause, Stage};
+use crate::ids::{ConnId, Epoch, Role};
+use crate::request::Upgrade;
+use crate::resolve::Resolver;
+use crate::shard::{Adoption, Next};
+use crate::stats::ControlCounters;
+use crate::timer::{after, earlier};
+use crate::transport::{Ready, Received, Transport};
+use crate::upgrade::{self, Answer};
+
+/// From the conductor.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Dial {
+    Begin {
+        conn: ConnId,
+        epoch: Epoch,
+        role: Role,
+    },
+    Stop,
+}
+
+/// To the conductor.
+pub(crate) enum Dialed<L> {
+    Up {
+        adoption: Box<Adoption<L>>,
+        local_addr: SocketAddr,
+    },
+    Failed {
+        conn: ConnId,
+        epoch: Epoch,
+        cause: Cause,
+    },
+}
+
+/// One attempt.
+struct Attempt<L> {
+    conn: ConnId,
+    epoch: Epoch,
+    role: Role,
+    deadline: Instant,
+    progress: Progress<L>,
+}
+
+/// How far an attempt is; each stage holds what only it needs.
+enum Progress<L> {
+    Resolving,
+    /// The addresses not tried yet.
+    Connecting {
+        link: L,
+        others: VecDeque<SocketAddr>,
+    },
+    Securing {
+        link: L,
+    },
+    Upgrading {
+        link: L,
+        key: String,
+        outgoing: Vec<u8>,
+        plain: Vec<u8>,
+    },
+}
+
+impl<L> Progress<L> {
+    fn stage(&self) -> Stage {
+        match self {
+            Self::Resolving => Stage::Resolving,
+            Self::Connecting { .. } => Stage::Connecting,
+            Self::Securing { .. } => Stage::Securing,
+            Self::Upgrading { .. } => Stage::Upgrading,
+        }
+    }
+
+    fn link(&mut self) -> Option<&mut L> {
+        match self {
+            Self::Resolving => None,
+            Self::Connecting { link, .. }
+            | Self::Securing { link }
+            | Self::Upgrading { link, .. } => Some(link),
+        }
+    }
+}
+
+/// Where a step of an attempt left it.
+enum Step<L> {
+    /// Waiting for the network.
+    Waits(Progress<L>),
+    /// On to the next stage at once.
+    Goes(Progress<L>),
+    Done {
+        link: L,
+        unread: Vec<u8>,
+    },
+    Failed {
+        link: Option<L>,
+        cause: Cause,
+    },
+}
+
+/// What a connector is made of.
+pub(crate) struct ConnectorParts<T: Transport, R: Resolver> {
+    pub(crate) transport: T,
+    pub(crate) resolver: R,
+    pub(crate) endpoint: Endpoint,
+    pub(crate) credentials: Option<Credentials>,
+    pub(crate) connect_timeout: Duration,
+    pub(crate) connections: usize,
+    pub(crate) orders: Receiver<Dial>,
+    pub(crate) reports: Sender<Dialed<T::Link>>,
+    pub(crate) counters: Arc<CachePadded<ControlCounters>>,
+}
+
+/// The attempts under way.
+pub(crate) struct Connector<T: Transport, R: Resolver> {
+    parts: ConnectorParts<T, R>,
+    /// By connection number less one.
+    attempts: Vec<Option<Attempt<T::Link>>>,
+    /// How far the exchange's clock is ahead of ours, in milliseconds, once it refused our time.
+    skew_ms: i64,
+    events: Vec<Ready>,
+    stopped: bool,
+}
+
+impl<T: Transport, R: Resolver> Connector<T, R> {
+    pub(crate) fn new(parts: ConnectorParts<T, R>) -> Self {
+        let attempts = (0..parts.connections).map(|_| None).collect();
+        Self {
+            parts,
+            attempts,
+            skew_ms: 0,
+            events: Vec::new(),
+            stopped: false,
+        }
+    }
+
+    /// Waits for events or the timeout. The only place that blocks.
+    pub(crate) fn wait(&mut self, timeout: Option<Duration>) -> std::io::Result<()> {
+        self.parts.transport.wait(timeout, &mut self.events)
+    }
+
+    /// One turn.
+    pub(crate) fn step(&mut self, now: Stamp) -> Next {
+        self.take_orders(now.mono);
+        self.take_addresses(now);
+        for Ready { token, .. } in std::mem::take(&mut self.events) {
+            self.advance(token, now);
+        }
+        self.expire(now.mono);
+        if self.stopped {
+            Next::Done
+        } else {
+            Next::At(self.deadline())
+        }
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        let deadlines = self
+            .attempts
+            .iter()
+            .flatten()
+            .map(|attempt| attempt.deadline);
+        deadlines.fold(None, |soonest, deadline| earlier(soonest, Some(deadline)))
+    }
+
+    fn take_orders(&mut self, now: Instant) {
+        loop {
+            match self.parts.orders.try_recv() {
+                Ok(Dial::Begin { conn, epoch, role }) => {
+                    let deadline = after(now, self.parts.connect_timeout);
+                    let progress = Progress::Resolving;
+                    self.discard(place_of(conn));
+                    if let Some(place) = self.attempts.get_mut(place_of(conn)) {
+                        *place = Some(Attempt {
+                            conn,
+                            epoch,
+                            role,
+                            deadline,
+                            progress,
+                        });
+                    }
+                    self.parts.resolver.ask();
+                }
+                Ok(Dial::Stop) | Err(TryRecvError::Disconnected) => {
+                    self.attempts.clear();
+                    self.stopped = true;
+                    return;
+                }
+                Err(TryRecvError::Empty) => return,
+            }
+        }
+    }
+
+    /// Every attempt that waits for addresses goes on with the answer.
+    fn take_addresses(&mut self, now: Stamp) {
+        let Some(answer) = self.parts.resolver.answer() else {
+            return;
+        };
+        for index in 0..self.attempts.len() {
+            let Some(place) = self.attempts.get_mut(index) else {
+                return;
+            };
+            let resolving =
+                |attempt: &mut Attempt<_>| matches!(attempt.progress, Progress::Resolving);
+            let Some(attempt) = place.take_if(resolving) else {
+                continue;
+            };
+            let step = match &answer {
+                Ok(addresses) => self.dial(attempt.conn, addresses.iter().copied().collect()),
+                Err(cause) => Step::Failed {
+                    link: None,
+                    cause: cause.clone(),
+                },
+            };
+            self.follow(attempt, step, now);
+        }
+    }
+
+    /// Begins TCP to the first address that takes it.
+    fn dial(&mut self, conn: ConnId, mut addresses: VecDeque<SocketAddr>) -> Step<T::Link> {
+        let mut cause = Cause::Local {
+            message: "no address to connect to".to_owned(),
+        };
+        while let Some(address) = addresses.pop_front() {
+            let dialed = self.parts.transport.dial(address).and_then(|mut link| {
+                self.parts.transport.register(&mut link, place_of(conn))?;
+                Ok(link)
+            });
+            match dialed {
+                Ok(link) => {
+                    return Step::Waits(Progress::Connecting {
+                        link,
+                        others: addresses,
+                    });
+                }
+                Err(refused) => cause = refused,
+            }
+        }
+        Step::Failed { link: None, cause }
+    }
+
+    /// Drives an attempt whose socket has something.
+    fn advance(&mut self, index: usize, now: Stamp) {
+        let Some(mut attempt) = self.attempts.get_mut(index).and_then(Option::take) else {
+            return;
+        };
+        let progress = std::mem::replace(&mut attempt.progress, Progress::Resolving);
+        let step = self.drive(attempt.conn, progress, now);
+        self.follow(attempt, step, now);
+    }
+
+    /// Takes an attempt as far as it goes now.
+    fn follow(&mut self, mut attempt: Attempt<T::Link>, mut step: Step<T::Link>, now: Stamp) {
+        loop {
+            match step {
+                Step::Goes(progress) => step = self.drive(attempt.conn, progress, now),
+                Step::Waits(progress) => {
+                    attempt.progress = progress;
+                    if let Some(place) = self.attempts.get_mut(place_of(attempt.conn)) {
+                        *place = Some(attempt);
+                    }
+                    return;
+                }
+                Step::Done { link, unread } => return self.hand_over(attempt, link, unread),
+                Step::Failed { link, cause } => {
+                    if let Some(mut link) = link {
+                        self.parts.transport.deregister(&mut link);
+                    }
+                    let (conn, epoch) = (attempt.conn, attempt.epoch);
+                    return self.report(Dialed::Failed { conn, epoch, cause });
+                }
+            }
+        }
+    }
+
+    fn drive(&mut self, conn: ConnId, progress: Progress<T::Link>, now: Stamp) -> Step<T::Link> {
+        let transport = &mut self.parts.transport;
+        match progress {
+            Progress::Resolving => Step::Waits(progress),
+            Progress::Connecting { mut link, others } => match transport.connected(&mut link) {
+                Ok(true) => Step::Goes(Progress::Securing { link }),
+                Ok(false) => Step::Waits(Progress::Connecting { link, others }),
+                Err(cause) if others.is_empty() => Step::Failed {
+                    link: Some(link),
+                    cause,
+                },
+                Err(_) => {
+                    transport.deregister(&mut link);
+                    drop(link);
+                    self.dial(conn, others)
+                }
+            },
+            Progress::Securing { mut link } => match transport.secure(&mut link) {
+                Ok(true) => self.request(link, now.wall),
+                Ok(false) => Step::Waits(Progress::Securing { link }),
+                Err(cause) => Step::Failed {
+                    link: Some(link),
+                    cause,
+                },
+            },
+            Progress::Upgrading {
+                link,
+                key,
+                outgoing,
+                plain,
+            } => self.upgrade(link, key, outgoing, plain, now.wall),
+        }
+    }
+
+    fn request(&mut self, link: T::Link, wall: SystemTime) -> Step<T::Link> {
+        match self.parts.transport.resumed(&link) {
+            Some(true) => self.parts.counters.tls_resumed.add(1),
+            Some(false) => self.parts.counters.tls_full.add(1),
+            None => {}
+        }
+        let now_ms = unix_ms(wall).saturating_add_signed(self.skew_ms);
+        let credentials = self.parts.credentials.as_ref();
+        match Upgrade::new(&self.parts.endpoint, credentials, now_ms) {
+            Ok(Upgrade { bytes, key }) => Step::Goes(Progress::Upgrading {
+                link,
+                key,
+                outgoing: bytes,
+                plain: Vec::new(),
+            }),
+            Err(cause) => Step::Failed {
+                link: Some(link),
+                cause,
+            },
+        }
+    }
+
+    fn upgrade(
+        &mut self,
+        mut link: T::Link,
+        key: String,
+        mut outgoing: Vec<u8>,
+        mut plain: Vec<u8>,
+        wall: SystemTime,
+    ) -> Step<T::Link> {
+        if let Err(cause) = self.parts.transport.send(&mut link, &mut outgoing) {
+            return Step::Failed {
+                link: Some(link),
+                cause,
+            };
+        }
+        loop {
+            let received = self.parts.transport.receive(&mut link, &mut plain);
+            let ended = !matches!(received, Ok(Received::Some { .. } | Received::Blocked));
+            match upgrade::read(&plain, &key, wall, ended && !plain.is_empty()) {
+                Answer::Accepted { offset } => {
+                    let unread = plain.split_off(offset.min(plain.len()));
+                    return Step::Done { link, unread };
+                }
+                Answer::Refused { cause, date } => {
+                    self.note_skew(&cause, date, wall);
+                    return Step::Failed {
+                        link: Some(link),
+                        cause,
+                    };
+                }
+                Answer::Partial => {}
+            }
+            match received {
+                Ok(Received::Some { .. }) => {}
+                Ok(Received::Blocked) => {
+                    return Step::Waits(Progress::Upgrading {
+                        link,
+                        key,
+                        outgoing,
+                        plain,
+                    });
+                }
+                Ok(Received::Ended) => {
+                    return Step::Failed {
+                        link: Some(link),
+                        cause: Cause::Ended,
+                    };
+                }
+                Err(cause) => {
+                    return Step::Failed {
+                        link: Some(link),
+                        cause,
+                    };
+                }
+            }
+        }
+    }
+
+    /// The exchange says our time is off: believe its clock from now on.
+    fn note_skew(&mut self, cause: &Cause, date: Option<SystemTime>, wall: SystemTime) {
+        let expired = matches!(cause, Cause::Upgrade { status: 401, detail, .. }
+            if detail.contains("header_timestamp_expired"));
+        if let Some(date) = date.filter(|_| expired) {
+            let ms = |time| i64::try_from(unix_ms(time)).unwrap_or(i64::MAX);
+            self.skew_ms = ms(date).saturating_sub(ms(wall));
+            log::warn!(
+                "this clock is {} ms off the exchange's; signing by its time",
+                self.skew_ms
+            );
+        }
+    }
+
+    fn hand_over(&mut self, attempt: Attempt<T::Link>, mut link: T::Link, unread: Vec<u8>) {
+        let Attempt {
+            conn, epoch, role, ..
+        } = attempt;
+        self.parts.transport.deregister(&mut link);
+        match self.parts.transport.local_addr(&link) {
+            Some(local_addr) => {
+                let adoption = Box::new(Adoption {
+                    conn,
+                    epoch,
+                    role,
+                    link,
+                    unread,
+                });
+                self.report(Dialed::Up {
+                    adoption,
+                    local_addr,
+                });
+            }
+            None => self.report(Dialed::Failed {
+                conn,
+                epoch,
+                cause: Cause::Reset,
+            }),
+        }
+    }
+
+    fn expire(&mut self, now: Instant) {
+        for index in 0..self.attempts.len() {
+            let Some(place) = self.attempts.get(index) else {
+                return;
+            };
+            let Some(attempt) = place.as_ref().filter(|attempt| attempt.deadline <= now) else {
+                continue;
+            };
+            let (conn, epoch) = (attempt.conn, attempt.epoch);
+            let stage = attempt.progress.stage();
+            self.discard(index);
+            self.report(Dialed::Failed {
+                conn,
+                epoch,
+                cause: Cause::Timeout { stage },
+            });
+        }
+    }
+
+    fn discard(&mut self, index: usize) {
+        let Some(mut attempt) = self.attempts.get_mut(index).and_then(Option::take) else {
+            return;
+        };
+        if let Some(link) = attempt.progress.link() {
+            self.parts.transport.deregister(link);
+        }
+    }
+
+    fn report(&self, report: Dialed<T::Link>) {
+        // Sized for two reports of every connection; each attempt makes one.
+        if let Err(TrySendError::Full(_)) = self.parts.reports.try_send(report) {
+            log::error!("the connector's report queue is full: please report this bug");
+        }
+    }
+}
+
+fn place_of(conn: ConnId) -> usize {
+    usize::from(conn.number()).wrapping_sub(1)
+}

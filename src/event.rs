@@ -1,0 +1,142 @@
+//! What an operator or host must know, as a bounded stream that never holds the engine up: when
+//! it is full, new events are dropped and counted.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, bounded};
+
+use crate::error::{Cause, RecvError};
+use crate::ids::{ConnId, Epoch, Role};
+
+/// Something happened that is not a message. The order between events and messages is not
+/// promised; both name their connection and epoch.
+///
+/// ```
+/// # fn show(event: &kalshi_feed::Event) {
+/// match event {
+///     kalshi_feed::Event::Halted { conn, cause, .. } => eprintln!("{conn} needs you: {cause}"),
+///     other => println!("{other:?}"),
+/// }
+/// # }
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Event {
+    /// A connection is live.
+    Up {
+        /// Which place in the pool.
+        conn: ConnId,
+        /// Its role.
+        role: Role,
+        /// Which socket of that place.
+        epoch: Epoch,
+        /// Our end of it.
+        local_addr: SocketAddr,
+    },
+    /// A live connection ended.
+    Down {
+        /// Which place in the pool.
+        conn: ConnId,
+        /// Its role.
+        role: Role,
+        /// Which socket of that place.
+        epoch: Epoch,
+        /// Why.
+        cause: Cause,
+    },
+    /// An attempt to connect failed; another follows.
+    AttemptFailed {
+        /// Which place in the pool.
+        conn: ConnId,
+        /// Its role.
+        role: Role,
+        /// Which attempt.
+        epoch: Epoch,
+        /// Why.
+        cause: Cause,
+        /// How long until the next.
+        retry_in: Duration,
+    },
+    /// A connection is given up until an operator acts: nothing more is tried.
+    Halted {
+        /// Which place in the pool.
+        conn: ConnId,
+        /// Its role.
+        role: Role,
+        /// Why.
+        cause: Cause,
+    },
+    /// The exchange refused a command of this connection; it is tried again.
+    Refused {
+        /// Which place in the pool.
+        conn: ConnId,
+        /// Which socket of that place.
+        epoch: Epoch,
+        /// The exchange's code.
+        code: i64,
+        /// How many markets the command named.
+        markets: usize,
+    },
+    /// The exchange ended a subscription, or its sequence restarted; it is renewed.
+    SubscriptionEnded {
+        /// Which place in the pool.
+        conn: ConnId,
+        /// Which socket of that place.
+        epoch: Epoch,
+        /// The exchange's code; none when the sequence restarted.
+        code: Option<i64>,
+    },
+    /// Nobody takes lifecycle frames any more; they are discarded and counted.
+    RegistryHungUp,
+    /// A thread of the engine ended by a bug in it. The others go on.
+    ThreadLost {
+        /// Its name.
+        thread: String,
+    },
+}
+
+/// The host's end of the events.
+///
+/// ```
+/// # fn show(events: &kalshi_feed::Events) {
+/// while let Ok(event) = events.try_recv() {
+///     println!("{event:?}");
+/// }
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct Events {
+    receiver: Receiver<Event>,
+}
+
+impl Events {
+    pub(crate) fn new(capacity: usize) -> (Sender<Event>, Self) {
+        let (sender, receiver) = bounded(capacity);
+        (sender, Self { receiver })
+    }
+
+    /// The next event, if one is waiting.
+    ///
+    /// # Errors
+    /// [`RecvError::Empty`] or [`RecvError::Disconnected`].
+    pub fn try_recv(&self) -> Result<Event, RecvError> {
+        self.receiver.try_recv().map_err(|error| match error {
+            TryRecvError::Empty => RecvError::Empty,
+            TryRecvError::Disconnected => RecvError::Disconnected,
+        })
+    }
+
+    /// Waits at most `timeout` for the next event.
+    ///
+    /// # Errors
+    /// [`RecvError::Timeout`] or [`RecvError::Disconnected`].
+    pub fn recv_timeout(&self, timeout: Duration) -> Result<Event, RecvError> {
+        self.receiver
+            .recv_timeout(timeout)
+            .map_err(|error| match error {
+                RecvTimeoutError::Timeout => RecvError::Timeout,
+                RecvTimeoutError::Disconnected => RecvError::Disconnected,
+            })
+    }
+}

@@ -1,0 +1,367 @@
+//! Cuts WebSocket frames out of received plaintext and runs each through tungstenite, which keeps
+//! the protocol's rules: fragments, control frames, UTF-8, limits, replies to ping and close.
+//!
+//! It cuts one whole frame by tungstenite's own header parser, checks the size on the header
+//! alone, and gives the context exactly that frame, so that its buffer is empty between calls. It
+//! owns no socket: what is to be sent is appended to `outgoing`.
+
+use std::io::{self, Cursor, Read, Write};
+
+use bytes::Bytes;
+use tungstenite::error::{CapacityError, ProtocolError};
+use tungstenite::protocol::frame::coding::CloseCode;
+use tungstenite::protocol::frame::{CloseFrame, FrameHeader};
+use tungstenite::protocol::{Role, WebSocketConfig, WebSocketContext};
+use tungstenite::{Error, Message, Utf8Bytes};
+
+use crate::error::Cause;
+
+/// How much of a peer's reason text is kept.
+const REASON_BYTES_MAX: usize = 120;
+/// The context's read buffer: small, since it is filled anew for each frame.
+const READ_BUFFER_BYTES: usize = 1_024;
+
+/// One thing the peer said.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Incoming {
+    Text(Utf8Bytes),
+    Binary,
+    Ping,
+    Pong,
+    Close { code: Option<u16>, reason: String },
+}
+
+/// The WebSocket state of one connection.
+pub(crate) struct Framer {
+    context: WebSocketContext,
+    message_bytes_max: usize,
+}
+
+impl Framer {
+    pub(crate) fn new(message_bytes_max: usize) -> Self {
+        let config = WebSocketConfig::default()
+            .read_buffer_size(READ_BUFFER_BYTES)
+            .write_buffer_size(0)
+            .max_message_size(Some(message_bytes_max))
+            .max_frame_size(Some(message_bytes_max));
+        Self {
+            context: WebSocketContext::new(Role::Client, Some(config)),
+            message_bytes_max,
+        }
+    }
+
+    /// Takes the next message off the front of `input`, skipping whole frames that complete none.
+    /// `Ok(None)` when only part of a frame is left. Replies go to `outgoing`.
+    pub(crate) fn next(
+        &mut self,
+        input: &mut &[u8],
+        outgoing: &mut Vec<u8>,
+    ) -> Result<Option<Incoming>, Cause> {
+        while let Some(frame) = self.cut(input)? {
+            let mut feed = Feed { frame, outgoing };
+            let message = match self.context.read(&mut feed) {
+                Ok(message) => message,
+                Err(Error::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => continue,
+                Err(error) => return Err(cause_of(error)),
+            };
+            if matches!(message, Message::Ping(_) | Message::Close(_)) {
+                // The reply is queued inside the context; nothing else may follow to push it out.
+                self.flush(outgoing)?;
+            }
+            return Ok(Some(match message {
+                Message::Text(text) => Incoming::Text(text),
+                Message::Binary(_) | Message::Frame(_) => Incoming::Binary,
+                Message::Ping(_) => Incoming::Ping,
+                Message::Pong(_) => Incoming::Pong,
+                Message::Close(frame) => close_incoming(frame),
+            }));
+        }
+        Ok(None)
+    }
+
+    /// The next whole frame, or `None` when more bytes are needed.
+    fn cut<'a>(&self, input: &mut &'a [u8]) -> Result<Option<&'a [u8]>, Cause> {
+        let mut cursor = Cursor::new(*input);
+        let Some((_, length)) = FrameHeader::parse(&mut cursor).map_err(cause_of)? else {
+            return Ok(None);
+        };
+        let max = self.message_bytes_max;
+        let length = usize::try_from(length).ok().filter(|&length| length <= max);
+        let Some(length) = length else {
+            return Err(Cause::Protocol {
+                message: format!("a frame longer than {max} bytes"),
+            });
+        };
+        let header = usize::try_from(cursor.position()).unwrap_or(usize::MAX);
+        let Some((frame, rest)) = input.split_at_checked(header.saturating_add(length)) else {
+            return Ok(None);
+        };
+        *input = rest;
+        Ok(Some(frame))
+    }
+
+    /// Appends a text frame.
+    pub(crate) fn text(&mut self, text: String, outgoing: &mut Vec<u8>) -> Result<(), Cause> {
+        self.write(Message::text(text), outgoing)
+    }
+
+    /// Appends a ping.
+    pub(crate) fn ping(&mut self, outgoing: &mut Vec<u8>) -> Result<(), Cause> {
+        self.write(Message::Ping(Bytes::from_static(b"kalshi-feed")), outgoing)
+    }
+
+    /// Appends a pong nobody asked for: a sign of life while reading is held back.
+    pub(crate) fn pong(&mut self, outgoing: &mut Vec<u8>) -> Result<(), Cause> {
+        self.write(Message::Pong(Bytes::new()), outgoing)?;
+        self.flush(outgoing)
+    }
+
+    /// Appends a Close frame with code 1000; nothing may be written after it.
+    pub(crate) fn close(&mut self, outgoing: &mut Vec<u8>) -> Result<(), Cause> {
+        let frame = CloseFrame {
+            code: CloseCode::Normal,
+            reason: Utf8Bytes::from_static(""),
+        };
+        let mut feed = Feed {
+            frame: &[],
+            outgoing,
+        };
+        self.context.close(&mut feed, Some(frame)).map_err(cause_of)
+    }
+
+    fn write(&mut self, message: Message, outgoing: &mut Vec<u8>) -> Result<(), Cause> {
+        let mut feed = Feed {
+            frame: &[],
+            outgoing,
+        };
+        self.context.write(&mut feed, message).map_err(cause_of)
+    }
+
+    fn flush(&mut self, outgoing: &mut Vec<u8>) -> Result<(), Cause> {
+        let mut feed = Feed {
+            frame: &[],
+            outgoing,
+        };
+        self.context.flush(&mut feed).map_err(cause_of)
+    }
+}
+
+/// What the context takes for its socket: one frame to read, then nothing more for now; writes
+/// always succeed, into memory whose bound the caller keeps.
+struct Feed<'a> {
+    frame: &'a [u8],
+    outgoing: &'a mut Vec<u8>,
+}
+
+impl Read for Feed<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.frame.is_empty() {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        self.frame.read(buffer)
+    }
+}
+
+impl Write for Feed<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.outgoing.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn close_incoming(frame: Option<CloseFrame>) -> Incoming {
+    let Some(frame) = frame else {
+        return Incoming::Close {
+            code: None,
+            reason: String::new(),
+        };
+    };
+    let reason = frame.reason.as_str();
+    let end = (0..=reason.len().min(REASON_BYTES_MAX))
+        .rev()
+        .find(|&end| reason.is_char_boundary(end))
+        .unwrap_or(0);
+    let reason: String = reason
+        .get(..end)
+        .unwrap_or_default()
+        .chars()
+        .map(printable)
+        .collect();
+    Incoming::Close {
+        code: Some(frame.code.into()),
+        reason,
+    }
+}
+
+/// Control characters of a peer's text have no business in our logs.
+fn printable(c: char) -> char {
+    if c.is_control() { ' ' } else { c }
+}
+
+fn cause_of(error: Error) -> Cause {
+    match error {
+        Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) => Cause::Ended,
+        Error::ConnectionClosed | Error::AlreadyClosed => Cause::Ended,
+        Error::Capacity(CapacityError::MessageTooLong { max_size, .. }) => Cause::Protocol {
+            message: format!("a message longer than {max_size} bytes"),
+        },
+        error => Cause::Protocol {
+            message: error.to_string(),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const MAX: usize = 1_000;
+
+    fn frame(first_byte: u8, payload: &[u8]) -> Vec<u8> {
+        let mut bytes = vec![first_byte];
+        match payload.len() {
+            length @ 0..=125 => bytes.push(u8::try_from(length).unwrap()),
+            length => {
+                bytes.push(126);
+                bytes.extend(u16::try_from(length).unwrap().to_be_bytes());
+            }
+        }
+        bytes.extend(payload);
+        bytes
+    }
+
+    /// Everything the framer says about `bytes` given in chunks ending at `cuts`.
+    fn run(bytes: &[u8], cuts: &[usize]) -> (Vec<Incoming>, Option<Cause>, usize) {
+        let mut framer = Framer::new(MAX);
+        let (mut said, mut outgoing, mut partial) = (Vec::new(), Vec::new(), Vec::new());
+        let mut start = 0;
+        for &end in cuts.iter().chain([&bytes.len()]) {
+            let end = end.clamp(start, bytes.len());
+            partial.extend_from_slice(&bytes[start..end]);
+            start = end;
+            let taken = std::mem::take(&mut partial);
+            let mut input = taken.as_slice();
+            loop {
+                match framer.next(&mut input, &mut outgoing) {
+                    Ok(Some(incoming)) => said.push(incoming),
+                    Ok(None) => break,
+                    Err(cause) => return (said, Some(cause), outgoing.len()),
+                }
+            }
+            partial.extend_from_slice(input);
+            assert!(
+                partial.len() <= MAX + 14,
+                "what waits for the rest is bounded"
+            );
+        }
+        (said, None, outgoing.len())
+    }
+
+    fn protocol(text: &str) -> impl Fn(&Option<Cause>) -> bool + '_ {
+        move |cause| matches!(cause, Some(Cause::Protocol { message }) if message.contains(text))
+    }
+
+    #[test]
+    fn hostile_frames_are_refused_and_nothing_of_them_delivered() {
+        let masked = [0x81, 0x80, 1, 2, 3, 4].to_vec();
+        let endless = [[0x81, 127].as_slice(), &(1u64 << 62).to_be_bytes()].concat();
+        let table: [(Vec<u8>, &str); 9] = [
+            (masked, "mask"),
+            (frame(0xC1, b"x"), "eserved"),
+            (frame(0x83, b"x"), "opcode"),
+            (frame(0x09, b"x"), "ragmented"),
+            (frame(0x89, &[0; 126]), "ontrol"),
+            (frame(0x80, b"x"), "ontinue"),
+            (frame(0x81, b"\xff"), "UTF-8"),
+            (frame(0x88, b"x"), "lose"),
+            (endless, "longer than"),
+        ];
+        for (bytes, text) in table {
+            let (said, cause, _) = run(&bytes, &[]);
+            assert!(said.is_empty(), "{text}: {said:?}");
+            assert!(protocol(text)(&cause), "{text}: {cause:?}");
+        }
+    }
+
+    #[test]
+    fn a_ping_is_answered_at_once_and_a_close_echoed() {
+        let (said, cause, sent) = run(&frame(0x89, b"heartbeat"), &[]);
+        assert_eq!((said, cause, sent), (vec![Incoming::Ping], None, 2 + 4 + 9));
+        let (said, cause, sent) = run(&frame(0x88, &[0x03, 0xE9]), &[]);
+        let close = Incoming::Close {
+            code: Some(1001),
+            reason: String::new(),
+        };
+        assert_eq!((said, cause, sent), (vec![close], None, 2 + 4 + 2));
+    }
+
+    #[test]
+    fn an_empty_close_is_legal_and_data_after_a_close_is_not() {
+        let bytes = [frame(0x88, b""), frame(0x81, b"late")].concat();
+        let (said, cause, _) = run(&bytes, &[]);
+        assert_eq!(
+            said,
+            [Incoming::Close {
+                code: None,
+                reason: String::new()
+            }]
+        );
+        assert!(cause.is_some());
+    }
+
+    #[test]
+    fn the_size_limit_is_exact_and_holds_over_fragments() {
+        assert_eq!(run(&frame(0x81, &[b'a'; MAX]), &[]).0.len(), 1);
+        assert!(protocol("longer")(
+            &run(&frame(0x81, &[b'a'; MAX + 1]), &[]).1
+        ));
+        let halves = [frame(0x01, &[b'a'; MAX]), frame(0x80, b"a")].concat();
+        assert!(protocol("longer")(&run(&halves, &[]).1));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(1_000) })]
+
+        /// However the bytes are cut, the messages are the same.
+        #[test]
+        fn chunking_changes_nothing(
+            texts in prop::collection::vec("[a-zé]{0,200}", 1..8),
+            fragment in any::<bool>(),
+            mut cuts in prop::collection::vec(0usize..2_000, 0..10),
+        ) {
+            let mut bytes = Vec::new();
+            for text in &texts {
+                if fragment {
+                    let (head, tail) = text.as_bytes().split_at(text.len() / 2);
+                    bytes.extend([frame(0x01, head), frame(0x89, b"p"), frame(0x80, tail)].concat());
+                } else {
+                    bytes.extend(frame(0x81, text.as_bytes()));
+                }
+            }
+            cuts.sort_unstable();
+            prop_assert_eq!(run(&bytes, &cuts), run(&bytes, &[]));
+            let said = run(&bytes, &cuts).0;
+            let got: Vec<_> = said.iter().filter_map(|incoming| match incoming {
+                Incoming::Text(text) => Some(text.as_str().to_owned()),
+                _ => None,
+            }).collect();
+            prop_assert_eq!(got, texts);
+        }
+
+        #[test]
+        fn no_bytes_panic(
+            bytes in prop::collection::vec(any::<u8>(), 0..600),
+            cuts in prop::collection::vec(0usize..600, 0..4),
+        ) {
+            let mut cuts = cuts;
+            cuts.sort_unstable();
+            run(&bytes, &cuts);
+        }
+    }
+}

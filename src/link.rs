@@ -1,0 +1,400 @@
+//! A live connection as its shard sees it: frames, replies, sequences and deadlines of one epoch.
+//! Bytes and the time go in; batch entries, notes for the conductor and bytes to send come out. It
+//! owns no socket and reads no clock.
+//!
+//! The contract: after `digest`, `command`, `close` or `tick`, send what `outgoing` holds and
+//! deliver the notes; after an error, the link is over and nothing more may be fed to it.
+
+use std::time::{Duration, Instant};
+
+use crate::command::{Commands, Ended, Outcome, Response, error_code};
+use crate::envelope::{Envelope, Kind};
+use crate::error::Cause;
+use crate::frame::{Framer, Incoming};
+use crate::ids::{ConnId, Epoch, Role, Sid, widen};
+use crate::messages::{Batch, Entry};
+use crate::request::Request;
+use crate::sequence::{Observed, Sequences};
+use crate::stats::ShardCounters;
+use crate::timer::{after, earlier};
+
+/// A sign of life is sent this often while reading is held back.
+const HELD_PONG: Duration = Duration::from_secs(10);
+/// Terminal for a subscription (Kalshi's WebSocket documentation, "Error codes").
+const CHANNEL_ERROR: i64 = 10;
+const BUFFER_OVERFLOW: i64 = 25;
+
+/// What a link needs to know of the configuration.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LinkSettings {
+    pub(crate) message_bytes_max: usize,
+    pub(crate) outgoing_bytes_max: usize,
+    pub(crate) subscribe_timeout: Duration,
+    pub(crate) ping_idle: Duration,
+    pub(crate) pong_timeout: Duration,
+    pub(crate) write_timeout: Duration,
+}
+
+/// What the conductor must hear.
+#[derive(Debug)]
+pub(crate) enum Note {
+    /// A command ended.
+    Ended(Ended),
+    /// The subscription is over or out of step and must be renewed; told once for each.
+    SubscriptionEnded { sid: Sid, code: Option<i64> },
+}
+
+/// Where the link is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Open,
+    /// Quiet for so long that we asked; an answer is due.
+    Pinged {
+        until: Instant,
+    },
+    /// Our Close frame is out; the peer's is due.
+    Closing {
+        until: Instant,
+    },
+}
+
+/// One epoch of one connection.
+pub(crate) struct Link {
+    pub(crate) conn: ConnId,
+    pub(crate) epoch: Epoch,
+    pub(crate) role: Role,
+    /// Bytes to send, in order.
+    pub(crate) outgoing: Vec<u8>,
+    /// The front of a frame whose rest has not come.
+    pub(crate) partial: Vec<u8>,
+    pub(crate) sequences: Sequences,
+    framer: Framer,
+    commands: Commands,
+    settings: LinkSettings,
+    phase: Phase,
+    last_inbound: Instant,
+    /// Since when the peer takes none of our bytes.
+    blocked_since: Option<Instant>,
+    /// Since when reading is held back, and when the next sign of life is due.
+    held: Option<(Instant, Instant)>,
+    /// The open subscription.
+    subscription: Option<Sid>,
+    /// Whether this epoch brought data or an acknowledgement.
+    heard: bool,
+}
+
+impl Link {
+    pub(crate) fn new(
+        (conn, epoch, role): (ConnId, Epoch, Role),
+        owed: u64,
+        settings: LinkSettings,
+        now: Instant,
+    ) -> Self {
+        Self {
+            conn,
+            epoch,
+            role,
+            outgoing: Vec::new(),
+            partial: Vec::new(),
+            sequences: Sequences::new(owed),
+            framer: Framer::new(settings.message_bytes_max),
+            commands: Commands::new(settings.subscribe_timeout),
+            settings,
+            phase: Phase::Open,
+            last_inbound: now,
+            blocked_since: None,
+            held: None,
+            subscription: None,
+            heard: false,
+        }
+    }
+
+    /// Takes every whole frame out of `input`, appends its data messages to `batch`, and keeps
+    /// the rest in `partial`. An error ends the link; what came before it stands.
+    pub(crate) fn digest(
+        &mut self,
+        mut input: &[u8],
+        batch: &mut Batch,
+        notes: &mut Vec<Note>,
+        counters: &ShardCounters,
+    ) -> Result<(), Cause> {
+        self.last_inbound = batch.received_at.mono;
+        if let Phase::Pinged { .. } = self.phase {
+            self.phase = Phase::Open;
+        }
+        while let Some(incoming) = self.framer.next(&mut input, &mut self.outgoing)? {
+            match incoming {
+                Incoming::Text(text) => self.text(text.as_str(), batch, notes, counters),
+                Incoming::Binary => counters.binary_frames.add(1),
+                Incoming::Ping | Incoming::Pong => counters.control_frames.add(1),
+                Incoming::Close { code, reason } => return Err(self.closed(code, reason)),
+            }
+            if self.outgoing.len() > self.settings.outgoing_bytes_max {
+                let message = "the exchange does not take our replies".to_owned();
+                return Err(Cause::Liveness { message });
+            }
+        }
+        self.partial.clear();
+        self.partial.extend_from_slice(input);
+        Ok(())
+    }
+
+    fn text(
+        &mut self,
+        text: &str,
+        batch: &mut Batch,
+        notes: &mut Vec<Note>,
+        counters: &ShardCounters,
+    ) {
+        let envelope = Envelope::read(text.as_bytes());
+        let observed = self.observe(&envelope, notes, counters);
+        if envelope.kind.is_data() {
+            self.data(text, &envelope, observed, batch, counters);
+        } else {
+            counters.replies.add(1);
+            if self.reply(text, &envelope, notes).is_none() {
+                counters.replies_unmatched.add(1);
+            }
+        }
+    }
+
+    /// The sequence check: before anything looks at the frame's type, since replies and errors
+    /// take places in the sequence too.
+    fn observe(
+        &mut self,
+        envelope: &Envelope,
+        notes: &mut Vec<Note>,
+        counters: &ShardCounters,
+    ) -> Observed {
+        let (Some(sid), Some(seq)) = (envelope.sid, envelope.seq) else {
+            return Observed::Contiguous;
+        };
+        let observed = self.sequences.observe(sid, seq);
+        match observed {
+            Observed::Contiguous => {}
+            Observed::Gap(missing) => {
+                counters.sequence_gaps.add(1);
+                counters.messages_missed.add(missing);
+            }
+            Observed::Duplicate => counters.duplicates.add(1),
+            Observed::Backward => counters.backward.add(1),
+            Observed::Restarted => {
+                counters.backward.add(1);
+                self.renew(sid, None, notes);
+            }
+        }
+        observed
+    }
+
+    fn data(
+        &mut self,
+        text: &str,
+        envelope: &Envelope,
+        observed: Observed,
+        batch: &mut Batch,
+        counters: &ShardCounters,
+    ) {
+        self.heard = true;
+        counters.messages_received.add(1);
+        match envelope.kind {
+            Kind::Unknown => counters.unknown_types.add(1),
+            Kind::Unreadable => counters.unreadable.add(1),
+            _ => {}
+        }
+        let (gap_size, continuity) = match envelope.sid {
+            Some(sid) => {
+                let mark = self.sequences.take(sid, observed);
+                (mark.gap_size, mark.continuity)
+            }
+            None => (0, crate::messages::Continuity::Next),
+        };
+        let start = batch.bytes.len();
+        batch.bytes.extend_from_slice(text.as_bytes());
+        let end = batch.bytes.len();
+        let (sid, seq) = (envelope.sid, envelope.seq);
+        batch.entries.push(Entry {
+            start,
+            end,
+            sid,
+            seq,
+            gap_size,
+            continuity,
+        });
+    }
+
+    /// A reply or an error; `None` when nothing waited for it.
+    fn reply(&mut self, text: &str, envelope: &Envelope, notes: &mut Vec<Note>) -> Option<()> {
+        let response: Response = serde_json::from_str(text).ok()?;
+        if let Some(ended) = self.commands.reply(&response, envelope.sid) {
+            self.heard = true;
+            self.confirmed(&ended);
+            notes.push(Note::Ended(ended));
+            return Some(());
+        }
+        let code = error_code(&response).filter(|_| envelope.kind == Kind::Error)?;
+        let sid = envelope
+            .sid
+            .filter(|_| matches!(code, CHANNEL_ERROR | BUFFER_OVERFLOW))?;
+        self.sequences.retire(sid);
+        self.renew(sid, Some(code), notes);
+        Some(())
+    }
+
+    fn confirmed(&mut self, ended: &Ended) {
+        match (&ended.request, ended.outcome, ended.sid) {
+            (Request::Subscribe { .. }, Outcome::Ok, Some(sid)) => {
+                self.sequences.open(sid);
+                self.subscription = Some(sid);
+            }
+            (Request::Unsubscribe { sid }, Outcome::Ok, _) => {
+                self.sequences.retire(*sid);
+                self.subscription = None;
+            }
+            _ => {}
+        }
+    }
+
+    fn renew(&mut self, sid: Sid, code: Option<i64>, notes: &mut Vec<Note>) {
+        if self.subscription == Some(sid) {
+            self.subscription = None;
+            notes.push(Note::SubscriptionEnded { sid, code });
+        }
+    }
+
+    fn closed(&self, code: Option<u16>, reason: String) -> Cause {
+        match self.phase {
+            Phase::Closing { .. } => Cause::Stopped,
+            Phase::Open | Phase::Pinged { .. } => Cause::PeerClosed { code, reason },
+        }
+    }
+
+    /// Sends a command.
+    pub(crate) fn command(&mut self, request: Request, now: Instant) -> Result<(), Cause> {
+        let text = self.commands.issue(request, now);
+        self.framer.text(text, &mut self.outgoing)
+    }
+
+    /// Begins our side of the close.
+    pub(crate) fn close(&mut self, until: Instant) -> Result<(), Cause> {
+        self.phase = Phase::Closing { until };
+        self.framer.close(&mut self.outgoing)
+    }
+
+    /// The next command lost with the connection.
+    pub(crate) fn lose_command(&mut self) -> Option<Ended> {
+        self.commands.lose()
+    }
+
+    /// Whether the epoch brought data or an acknowledgement.
+    pub(crate) fn heard(&self) -> bool {
+        self.heard
+    }
+
+    /// Tells whether the socket took everything.
+    pub(crate) fn sent(&mut self, everything: bool, now: Instant) {
+        self.blocked_since = if everything {
+            None
+        } else {
+            Some(self.blocked_since.unwrap_or(now))
+        };
+    }
+
+    /// Reading is held back from now on: the clocks of liveness and commands stand still.
+    pub(crate) fn hold(&mut self, now: Instant) {
+        if self.held.is_none() {
+            self.held = Some((now, after(now, HELD_PONG)));
+        }
+    }
+
+    /// Reading goes on: what stood still gets its time back.
+    pub(crate) fn release(&mut self, now: Instant) {
+        if let Some((since, _)) = self.held.take() {
+            self.commands.postpone(now.saturating_duration_since(since));
+            self.last_inbound = now;
+        }
+    }
+
+    /// When `tick` has something to do.
+    pub(crate) fn deadline(&self) -> Instant {
+        let blocked = self
+            .blocked_since
+            .map(|since| after(since, self.settings.write_timeout));
+        let quiet = match (self.phase, self.held) {
+            (Phase::Closing { until }, _) => until,
+            (_, Some((_, pong))) => pong,
+            (Phase::Pinged { until }, None) => until,
+            (Phase::Open, None) => after(self.last_inbound, self.settings.ping_idle),
+        };
+        let command = self
+            .commands
+            .next_deadline()
+            .filter(|_| self.held.is_none());
+        let due = earlier(earlier(blocked, command), Some(quiet));
+        due.unwrap_or(quiet)
+    }
+
+    /// Does what is due; an error ends the link.
+    pub(crate) fn tick(&mut self, now: Instant, notes: &mut Vec<Note>) -> Result<(), Cause> {
+        if self
+            .blocked_since
+            .is_some_and(|since| after(since, self.settings.write_timeout) <= now)
+        {
+            let message = format!("no byte taken in {:?}", self.settings.write_timeout);
+            return Err(Cause::Liveness { message });
+        }
+        if let Phase::Closing { until } = self.phase {
+            return if until <= now {
+                Err(Cause::Stopped)
+            } else {
+                Ok(())
+            };
+        }
+        if let Some((since, pong)) = self.held {
+            if pong <= now {
+                self.held = Some((since, after(now, HELD_PONG)));
+                self.framer.pong(&mut self.outgoing)?;
+            }
+            return Ok(());
+        }
+        while let Some(ended) = self.commands.expire(now) {
+            notes.push(Note::Ended(ended));
+        }
+        self.check_quiet(now)
+    }
+
+    fn check_quiet(&mut self, now: Instant) -> Result<(), Cause> {
+        match self.phase {
+            Phase::Pinged { until } if until <= now => {
+                let quiet = now
+                    .saturating_duration_since(self.last_inbound)
+                    .as_secs_f32();
+                let message = format!("no frame for {quiet:.1} s, and no answer to a ping");
+                Err(Cause::Liveness { message })
+            }
+            Phase::Open if after(self.last_inbound, self.settings.ping_idle) <= now => {
+                self.phase = Phase::Pinged {
+                    until: after(now, self.settings.pong_timeout),
+                };
+                self.framer.ping(&mut self.outgoing)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Gives back messages that were not handed over.
+    pub(crate) fn dropped(&mut self, entries: &[Entry], counters: &ShardCounters) {
+        counters.messages_dropped.add(widen(entries.len()));
+        for entry in entries {
+            if let Some(sid) = entry.sid {
+                let (continuity, gap_size) = (entry.continuity, entry.gap_size);
+                self.sequences.give_back(
+                    sid,
+                    crate::sequence::Mark {
+                        continuity,
+                        gap_size,
+                    },
+                );
+            }
+        }
+    }
+}

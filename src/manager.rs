@@ -1,0 +1,544 @@
+//! The host's face of the engine: puts the threads together at start, takes them apart at stop.
+//! It does no work of its own in between.
+
+use std::fmt;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, bounded, never};
+
+use crate::backoff::Backoff;
+use crate::clock;
+use crate::conductor::{
+    Conductor, ConductorParts, Control, Inputs, Mailbox, dial_queue_size, order_queue_size,
+    report_queue_size,
+};
+use crate::config::Config;
+use crate::connector::{Connector, ConnectorParts, Dial, Dialed};
+use crate::error::{MessagesError, StartError};
+use crate::event::{Event, Events};
+use crate::ids::{ShardId, Ticker};
+use crate::link::LinkSettings;
+use crate::messages::{Handoff, Messages, Room};
+use crate::registry::Registry;
+use crate::resolve::{SystemResolver, Wake};
+use crate::shard::{Order, Report, Shard, ShardParts, Untold};
+use crate::stats::{Counters, Stats};
+use crate::subscription::{CommandLimits, SubscriptionInfo, Subscriptions};
+use crate::thread::{self, Exits};
+use crate::timer::after;
+use crate::transport::{TcpLink, TcpTransport};
+
+/// How long a question to the conductor may take.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+/// Questions waiting for the conductor.
+const CONTROL_MAX: usize = 64;
+/// How long the drop of a running manager may take.
+const DROP_DEADLINE: Duration = Duration::from_secs(1);
+/// Replies the peer may leave unread before its connection is given up, beside commands.
+const REPLIES_BYTES_MAX: usize = 1 << 20;
+
+/// The connection manager: keeps the pool connected and subscribed, and hands every message to
+/// the host.
+///
+/// ```no_run
+/// use std::time::Duration;
+/// use kalshi_feed::{Config, Credentials, Manager, StaticRegistry};
+///
+/// let config = Config::builder()
+///     .credentials(Credentials::from_pem_file("my-key-id", "kalshi.pem")?)
+///     .build()?;
+/// let markets = StaticRegistry::new(["KXBTCD-26NOV2317-T95499.99".parse()?]);
+/// let mut manager = Manager::new(config, markets);
+/// let mut messages = manager.messages()?;
+/// manager.start()?;
+/// for message in messages.by_ref().take(1_000) {
+///     println!("{} {:?} {}", message.conn_id, message.seq, message.gap_size);
+/// }
+/// manager.stop(Duration::from_secs(2));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct Manager {
+    config: Config,
+    registry: Option<Box<dyn Registry>>,
+    counters: Arc<Counters>,
+    /// Until the stop: its end of the channel is what keeps `Messages` open.
+    handoff: Option<Handoff>,
+    room: Arc<Room>,
+    messages: Option<Messages>,
+    event_sender: Sender<Event>,
+    events: Option<Events>,
+    control: (Sender<Control>, Receiver<Control>),
+    phase: Phase,
+}
+
+enum Phase {
+    Idle,
+    Running(Box<Running>),
+    Stopped(Box<StopReport>),
+}
+
+/// The threads of a started engine.
+struct Running {
+    conductor: JoinHandle<(Conductor<TcpLink>, Box<dyn Registry>)>,
+    others: Vec<JoinHandle<()>>,
+    ended: Receiver<String>,
+    names: Vec<String>,
+}
+
+/// What came of a stop.
+///
+/// ```no_run
+/// # fn stop(manager: &mut kalshi_feed::Manager) {
+/// let report = manager.stop(std::time::Duration::from_secs(2));
+/// assert!(report.stuck.is_empty());
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct StopReport {
+    /// How long it took.
+    pub elapsed: Duration,
+    /// Threads that had not ended by the deadline, by name; they are left to themselves.
+    pub stuck: Vec<String>,
+    /// Threads that ended by a bug, by name.
+    pub panicked: Vec<String>,
+    /// Messages lost that no later message could tell of.
+    pub untold: Vec<Untold>,
+    /// Everything counted, after the last thread ended.
+    pub stats: Stats,
+}
+
+/// A handle to a manager, for any thread.
+///
+/// ```no_run
+/// # fn watch(manager: &kalshi_feed::Manager) {
+/// let handle = manager.handle();
+/// std::thread::spawn(move || println!("{} live", handle.stats().connections_healthy));
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct Handle {
+    counters: Arc<Counters>,
+    room: Arc<Room>,
+    control: Sender<Control>,
+}
+
+impl Handle {
+    /// Everything counted, read now. Touches no engine thread.
+    pub fn stats(&self) -> Stats {
+        self.counters.snapshot(self.room.is_closed())
+    }
+
+    /// Where a market is; `None` when it is unknown or the engine is not running. Asks the
+    /// conductor and waits up to 2 s.
+    pub fn subscription(&self, ticker: &Ticker) -> Option<SubscriptionInfo> {
+        let (reply, answer) = bounded(1);
+        let ticker = ticker.clone();
+        self.control
+            .try_send(Control::Subscription { ticker, reply })
+            .ok()?;
+        answer.recv_timeout(ANSWER_TIMEOUT).ok()?
+    }
+
+    /// Where every known market is; empty when the engine is not running. Asks the conductor and
+    /// waits up to 2 s; no shard is held up.
+    pub fn subscriptions(&self) -> Vec<SubscriptionInfo> {
+        let (reply, answer) = bounded(1);
+        if self
+            .control
+            .try_send(Control::Subscriptions { reply })
+            .is_err()
+        {
+            return Vec::new();
+        }
+        answer.recv_timeout(ANSWER_TIMEOUT).unwrap_or_default()
+    }
+
+    /// Asks the engine to stop, as [`Manager::stop`] would with a deadline of 1 s, and returns at
+    /// once. [`Messages`] then ends; call `stop` for the report.
+    pub fn request_stop(&self) {
+        let until = after(clock::now(), DROP_DEADLINE);
+        // A full queue holds a stop already, or questions whose askers will ask again.
+        self.control
+            .try_send(Control::Stop { until })
+            .unwrap_or_default();
+    }
+}
+
+impl fmt::Debug for Handle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Handle").finish_non_exhaustive()
+    }
+}
+
+impl Manager {
+    /// A manager that has not started. No thread, no socket yet.
+    pub fn new(config: Config, registry: impl Registry + 'static) -> Self {
+        let settings = &config.settings;
+        let (handoff, messages) = Handoff::new(
+            config.shards(),
+            settings.message_buffer,
+            settings.message_buffer_bytes,
+        );
+        let counters = Counters::new(config.pool(), config.shards(), messages.consumed());
+        let (event_sender, events) = Events::new(settings.event_buffer);
+        Self {
+            registry: Some(Box::new(registry)),
+            counters: Arc::new(counters),
+            room: handoff.room(),
+            handoff: Some(handoff),
+            messages: Some(messages),
+            event_sender,
+            events: Some(events),
+            control: bounded(CONTROL_MAX),
+            phase: Phase::Idle,
+            config,
+        }
+    }
+
+    /// The stream of messages, once, before or after `start`.
+    ///
+    /// # Errors
+    /// [`MessagesError::Taken`] the second time.
+    pub fn messages(&mut self) -> Result<Messages, MessagesError> {
+        self.messages.take().ok_or(MessagesError::Taken)
+    }
+
+    /// The stream of events, once, before or after `start`.
+    ///
+    /// # Errors
+    /// [`MessagesError::Taken`] the second time.
+    pub fn events(&mut self) -> Result<Events, MessagesError> {
+        self.events.take().ok_or(MessagesError::Taken)
+    }
+
+    /// A handle for other threads.
+    pub fn handle(&self) -> Handle {
+        Handle {
+            counters: Arc::clone(&self.counters),
+            room: Arc::clone(&self.room),
+            control: self.control.0.clone(),
+        }
+    }
+
+    /// Starts the threads and waits, at most `start_timeout`, until `min_healthy` connections are
+    /// live and one line of each global role is acknowledged. The rest go on being tried.
+    ///
+    /// # Errors
+    /// [`StartError`]; everything begun is torn down, and `start` may be called again.
+    pub fn start(&mut self) -> Result<(), StartError> {
+        match self.phase {
+            Phase::Idle => {}
+            Phase::Running(_) => return Err(StartError::AlreadyStarted),
+            Phase::Stopped(_) => return Err(StartError::Stopped),
+        }
+        let (started, verdict) = bounded(1);
+        self.phase = Phase::Running(Box::new(self.spawn(started)?));
+        // The conductor answers by itself; its thread gone is the only other way out.
+        let verdict = verdict.recv().unwrap_or_else(|_| {
+            Err(StartError::Threads(
+                "the conductor's thread ended by a bug".to_owned(),
+            ))
+        });
+        if verdict.is_err() {
+            self.tear_down(Duration::from_secs(1));
+            self.phase = Phase::Idle;
+        }
+        verdict
+    }
+
+    /// Stops: Close frames out, last messages handed over where there is room, threads joined.
+    /// Returns by `deadline` or a little after; what had not ended by then is named in the report.
+    /// A second stop gives the same report.
+    pub fn stop(&mut self, deadline: Duration) -> StopReport {
+        if let Phase::Stopped(report) = &self.phase {
+            return StopReport::clone(report);
+        }
+        let report = self.tear_down(deadline);
+        // The consumer sees the end once it has taken what is left.
+        self.handoff = None;
+        self.phase = Phase::Stopped(Box::new(report.clone()));
+        report
+    }
+
+    /// Builds the threads' parts and starts them. What was started before an error ends by
+    /// itself: its queues are gone.
+    fn spawn(&mut self, started: Sender<Result<(), StartError>>) -> Result<Running, StartError> {
+        let Some(handoff) = &self.handoff else {
+            return Err(StartError::Stopped);
+        };
+        let wiring = Wiring::new(&self.config, &self.counters, handoff).map_err(threads)?;
+        let Wiring {
+            shards,
+            connector,
+            mailboxes,
+            dialed,
+            reports,
+            lost,
+            exits,
+            ended,
+        } = wiring;
+        let control = self.control.1.clone();
+        let inputs = Inputs {
+            control,
+            changes: never(),
+            dialed,
+            reports,
+            lost,
+        };
+        let (mut others, mut names) = (Vec::new(), Vec::new());
+        let wait = self.config.settings.wait;
+        for (shard, core) in shards.into_iter().zip(&self.config.shard_cores) {
+            let (id, core, counters) = (shard.id, *core, Arc::clone(&shard.counters));
+            let name = format!("kf-shard-{id}");
+            let run = move || thread::run_shard(Shard::new(shard), core, wait, &counters);
+            others.push(thread::spawn(&name, Some(id), &exits, run).map_err(threads)?);
+            names.push(name);
+        }
+        let counters = Arc::clone(&self.counters);
+        let run = move || {
+            thread::run_connector(
+                Connector::new(connector),
+                &counters.control.connector_cpu_ns,
+            );
+        };
+        others.push(thread::spawn(CONNECTOR, None, &exits, run).map_err(threads)?);
+        let parts = self.conductor_parts(inputs, mailboxes, started);
+        let Some(mut registry) = self.registry.take() else {
+            return Err(StartError::Stopped);
+        };
+        let counters = Arc::clone(&self.counters);
+        let run = move || {
+            let mut conductor = Conductor::new(parts, clock::now());
+            conductor.begin(&mut *registry);
+            let cpu = &counters.control.conductor_cpu_ns;
+            (thread::run_conductor(conductor, cpu), registry)
+        };
+        let conductor = thread::spawn(CONDUCTOR, None, &exits, run).map_err(threads)?;
+        names.extend([CONNECTOR.to_owned(), CONDUCTOR.to_owned()]);
+        Ok(Running {
+            conductor,
+            others,
+            ended,
+            names,
+        })
+    }
+
+    fn conductor_parts(
+        &self,
+        inputs: Inputs<TcpLink>,
+        (connector, shards): Mailboxes,
+        started: Sender<Result<(), StartError>>,
+    ) -> ConductorParts<TcpLink> {
+        let settings = &self.config.settings;
+        let limits = CommandLimits {
+            chunk: settings.chunk,
+            in_flight: settings.commands_in_flight,
+        };
+        ConductorParts {
+            inputs,
+            connector,
+            shards,
+            events: self.event_sender.clone(),
+            counters: Arc::clone(&self.counters),
+            subscriptions: Subscriptions::new(
+                settings.pool.iter(),
+                settings.markets_per_connection,
+                limits,
+            ),
+            backoff: Backoff {
+                initial: settings.reconnect_initial,
+                max: settings.reconnect_max,
+                factor: settings.reconnect_factor,
+            },
+            connect_interval: settings.connect_interval,
+            connect_timeout: settings.connect_timeout,
+            start_timeout: settings.start_timeout,
+            min_healthy: self.config.min_healthy,
+            seed: settings.seed.unwrap_or_else(|| fastrand::u64(..)),
+            started,
+        }
+    }
+
+    fn tear_down(&mut self, deadline: Duration) -> StopReport {
+        let begun = clock::now();
+        let until = after(begun, deadline);
+        let (mut stuck, mut panicked, mut untold) = (Vec::new(), Vec::new(), Vec::new());
+        let phase = std::mem::replace(&mut self.phase, Phase::Idle);
+        if let Phase::Running(running) = phase {
+            // Blocks for no longer than the conductor needs to take a question.
+            self.control
+                .0
+                .send_deadline(Control::Stop { until }, until)
+                .unwrap_or_default();
+            stuck = await_threads(&running, after(until, Duration::from_millis(250)));
+            if !stuck.iter().any(|name| name == CONDUCTOR) {
+                match running.conductor.join() {
+                    Ok((conductor, registry)) => {
+                        untold = conductor.into_untold();
+                        self.registry = Some(registry);
+                    }
+                    Err(_) => panicked.push(CONDUCTOR.to_owned()),
+                }
+            }
+            for other in running.others {
+                let name = other.thread().name().unwrap_or_default().to_owned();
+                if !stuck.contains(&name) && other.join().is_err() {
+                    panicked.push(name);
+                }
+            }
+        }
+        // A stop asked for twice must not end the next start.
+        while self.control.1.try_recv().is_ok() {}
+        let elapsed = clock::now().saturating_duration_since(begun);
+        let stats = self.counters.snapshot(self.room.is_closed());
+        StopReport {
+            elapsed,
+            stuck,
+            panicked,
+            untold,
+            stats,
+        }
+    }
+}
+
+impl Drop for Manager {
+    fn drop(&mut self) {
+        if matches!(self.phase, Phase::Running(_)) {
+            self.stop(DROP_DEADLINE);
+        }
+    }
+}
+
+impl fmt::Debug for Manager {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Manager")
+            .field("config", &self.config)
+            .finish_non_exhaustive()
+    }
+}
+
+const CONDUCTOR: &str = "kf-conductor";
+const CONNECTOR: &str = "kf-connector";
+
+type Mailboxes = (Mailbox<Dial>, Vec<Mailbox<Order<TcpLink>>>);
+
+/// The queues between the threads, and the parts of those that sleep in a poll.
+struct Wiring {
+    shards: Vec<ShardParts<TcpTransport>>,
+    connector: ConnectorParts<TcpTransport, SystemResolver>,
+    mailboxes: Mailboxes,
+    dialed: Receiver<Dialed<TcpLink>>,
+    reports: Receiver<Report>,
+    lost: Receiver<ShardId>,
+    exits: Exits,
+    ended: Receiver<String>,
+}
+
+impl Wiring {
+    fn new(config: &Config, counters: &Counters, handoff: &Handoff) -> std::io::Result<Self> {
+        let settings = &config.settings;
+        let (connections, in_flight) = (settings.pool.connections(), settings.commands_in_flight);
+        let (report_sender, reports) = bounded(report_queue_size(connections, in_flight));
+        let (mut shards, mut shard_boxes) = (Vec::new(), Vec::new());
+        for ((id, block), _) in (0u16..).zip(&counters.shards).zip(&config.shard_cores) {
+            let id = ShardId::new(id);
+            let (transport, wake) = transport(config)?;
+            let (orders, order_receiver) = bounded(order_queue_size(connections, in_flight));
+            let Some(outlet) = handoff.outlet(id) else {
+                break;
+            };
+            shards.push(ShardParts {
+                id,
+                shards: config.shards(),
+                transport,
+                settings: link_settings(config),
+                orders: order_receiver,
+                reports: report_sender.clone(),
+                outlet,
+                pool: settings.pool,
+                counters: Arc::clone(block),
+            });
+            shard_boxes.push(Mailbox { orders, wake });
+        }
+        let (transport, wake) = transport(config)?;
+        let endpoint = config.endpoint.clone();
+        let resolver = SystemResolver::new(&endpoint.host, endpoint.port, Arc::clone(&wake));
+        let (orders, dial_receiver) = bounded(dial_queue_size(connections));
+        let (dialed_sender, dialed) = bounded(dial_queue_size(connections));
+        let connector = ConnectorParts {
+            transport,
+            resolver,
+            endpoint,
+            credentials: settings.credentials.clone(),
+            connect_timeout: settings.connect_timeout,
+            connections,
+            orders: dial_receiver,
+            reports: dialed_sender,
+            counters: Arc::clone(&counters.control),
+        };
+        let threads = config.shards().saturating_add(2);
+        let (ended_sender, ended) = bounded(threads);
+        let (lost_sender, lost) = bounded(threads);
+        Ok(Self {
+            shards,
+            connector,
+            mailboxes: (Mailbox { orders, wake }, shard_boxes),
+            dialed,
+            reports,
+            lost,
+            exits: Exits {
+                ended: ended_sender,
+                lost: lost_sender,
+            },
+            ended,
+        })
+    }
+}
+
+/// A transport with its own poll, and what wakes it.
+fn transport(config: &Config) -> std::io::Result<(TcpTransport, Wake)> {
+    let tls = config.tls.clone().zip(config.endpoint.tls_name.clone());
+    let (transport, waker) = TcpTransport::new(tls)?;
+    let wake: Wake = Arc::new(move || {
+        // Fails only when the poll it wakes is gone, and with it everyone who waits there.
+        waker.wake().unwrap_or_default();
+    });
+    Ok((transport, wake))
+}
+
+fn link_settings(config: &Config) -> LinkSettings {
+    let settings = &config.settings;
+    let command_bytes = settings
+        .chunk
+        .saturating_mul(Ticker::BYTES_MAX + 3)
+        .min(1 << 16);
+    LinkSettings {
+        message_bytes_max: settings.max_message_size,
+        outgoing_bytes_max: command_bytes
+            .saturating_mul(settings.commands_in_flight)
+            .saturating_add(REPLIES_BYTES_MAX),
+        subscribe_timeout: settings.subscribe_timeout,
+        ping_idle: settings.ping_idle,
+        pong_timeout: settings.pong_timeout,
+        write_timeout: settings.write_timeout,
+    }
+}
+
+/// Waits for the threads to end; the names of those that did not.
+fn await_threads(running: &Running, until: Instant) -> Vec<String> {
+    let mut waiting = running.names.clone();
+    while !waiting.is_empty() {
+        match running.ended.recv_deadline(until) {
+            Ok(name) => waiting.retain(|waits| *waits != name),
+            Err(_) => break,
+        }
+    }
+    waiting
+}
+
+fn threads(error: std::io::Error) -> StartError {
+    StartError::Threads(error.to_string())
+}

@@ -1,0 +1,627 @@
+//! The hand-off to the host: batches in, messages out, bounded by messages and by bytes.
+//!
+//! A batch is what one socket read gave. Shards reserve room for its messages in one atomic
+//! before sending, so the channel itself never fills; the consumer gives the room back, and the
+//! empty batch, when it has taken the last message. The room is therefore never less than what
+//! the host could still see. No lock of ours, no allocation of ours per message on the shard.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_utils::CachePadded;
+use serde::Serialize;
+
+use crate::clock::Stamp;
+use crate::error::RecvError;
+use crate::ids::{ConnId, Epoch, Role, Seq, ShardId, Sid, widen};
+use crate::stats::Counter;
+
+/// Reads shorter than this go into small buffers, so that few bytes never hold a large one.
+pub(crate) const SMALL_BYTES: usize = 4 << 10;
+/// Large buffers: what one socket read gives (64 KiB), and the rest of a record and of a frame
+/// that began in the one before.
+pub(crate) const LARGE_BYTES: usize = 96 << 10;
+/// Empty batches on their way back to one shard; more than this are let go.
+const RETURNS_MAX: usize = 256;
+/// Bytes are accounted in units of this many.
+const UNIT_BYTES: usize = 256;
+
+/// Where a message stands in its subscription's sequence.
+///
+/// ```
+/// # fn show(message: &kalshi_feed::RawMessage) {
+/// if message.continuity == kalshi_feed::Continuity::First {
+///     // A new subscription or a reconnect: start this connection's books anew.
+/// }
+/// # }
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Continuity {
+    /// The first of its subscription in this epoch; the stream before it was down.
+    First,
+    /// The one after the last.
+    Next,
+    /// Messages were missed before it; `gap_size` says how many.
+    Gap,
+    /// The exchange sent this number before.
+    Duplicate,
+    /// The exchange sent an older number.
+    Backward,
+}
+
+/// One market-data message, as it came from the exchange.
+///
+/// ```
+/// # fn show(message: &kalshi_feed::RawMessage) {
+/// if message.seq_gap {
+///     eprintln!("connection {} missed {}", message.conn_id, message.gap_size);
+/// }
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct RawMessage {
+    /// The exact frame, trailing newline kept. Pins no other memory.
+    pub data: Bytes,
+    /// The connection it came from, 1 to 150 in the default pool.
+    pub conn_id: ConnId,
+    /// Which socket of that connection.
+    pub epoch: Epoch,
+    /// What the connection is for.
+    pub role: Role,
+    /// The exchange's subscription number, where the frame has one.
+    pub sid: Option<Sid>,
+    /// Its place in the subscription's sequence, where the frame has one (tickers have none).
+    pub seq: Option<Seq>,
+    /// When the socket read that brought it returned.
+    pub received_at: Stamp,
+    /// Whether messages of this subscription were missed before this one: `gap_size > 0`.
+    pub seq_gap: bool,
+    /// How many were missed and will never come, lost on the wire or dropped here.
+    pub gap_size: u64,
+    /// Where it stands in the sequence.
+    pub continuity: Continuity,
+    /// Whether its market's book is known to be out of step. Always false under the gap policy
+    /// `Flag`, which repairs nothing and so tracks no repair.
+    pub suspect: bool,
+}
+
+/// One message's place in a batch.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Entry {
+    pub(crate) start: usize,
+    pub(crate) end: usize,
+    pub(crate) sid: Option<Sid>,
+    pub(crate) seq: Option<Seq>,
+    pub(crate) gap_size: u64,
+    pub(crate) continuity: Continuity,
+}
+
+/// The messages of one socket read.
+#[derive(Debug)]
+pub(crate) struct Batch {
+    shard: ShardId,
+    pub(crate) conn: ConnId,
+    pub(crate) epoch: Epoch,
+    pub(crate) role: Role,
+    pub(crate) received_at: Stamp,
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) entries: Vec<Entry>,
+    charge: Charge,
+}
+
+impl Batch {
+    /// The message at `entry`, copied out.
+    pub(crate) fn message(&self, entry: &Entry) -> RawMessage {
+        RawMessage {
+            data: Bytes::copy_from_slice(
+                self.bytes.get(entry.start..entry.end).unwrap_or_default(),
+            ),
+            conn_id: self.conn,
+            epoch: self.epoch,
+            role: self.role,
+            sid: entry.sid,
+            seq: entry.seq,
+            received_at: self.received_at,
+            seq_gap: entry.gap_size > 0,
+            gap_size: entry.gap_size,
+            continuity: entry.continuity,
+            suspect: false,
+        }
+    }
+}
+
+/// Room taken: messages and byte units.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Charge {
+    messages: u32,
+    units: u32,
+}
+
+impl Charge {
+    const fn pack(self) -> u64 {
+        #[expect(clippy::as_conversions, reason = "widening u32 to u64 in a const fn")]
+        {
+            ((self.messages as u64) << 32) | self.units as u64
+        }
+    }
+
+    fn unpack(word: u64) -> Self {
+        let half = |bits: u64| u32::try_from(bits & u64::from(u32::MAX)).unwrap_or(u32::MAX);
+        Self {
+            messages: half(word >> 32),
+            units: half(word),
+        }
+    }
+}
+
+/// The room between shards and consumer, both bounds in one atomic word.
+#[derive(Debug)]
+pub(crate) struct Room {
+    taken: CachePadded<AtomicU64>,
+    closed: AtomicBool,
+    limit: Charge,
+}
+
+impl Room {
+    fn new(messages: usize, bytes: usize) -> Self {
+        let limit = Charge {
+            messages: u32::try_from(messages).unwrap_or(u32::MAX),
+            units: u32::try_from(bytes / UNIT_BYTES).unwrap_or(u32::MAX),
+        };
+        Self {
+            taken: CachePadded::default(),
+            closed: AtomicBool::new(false),
+            limit,
+        }
+    }
+
+    /// Takes room for up to `messages` in a buffer of `units`; the first that fit.
+    fn reserve(&self, messages: u32, units: u32) -> Charge {
+        let mut granted = Charge::default();
+        let grant = |word| {
+            let taken = Charge::unpack(word);
+            let free = self.limit.messages.saturating_sub(taken.messages);
+            let fits = units <= self.limit.units.saturating_sub(taken.units);
+            let messages = if fits { messages.min(free) } else { 0 };
+            granted = if messages > 0 {
+                Charge { messages, units }
+            } else {
+                Charge::default()
+            };
+            // No carry between the halves: neither sum exceeds its limit.
+            (messages > 0).then(|| word + granted.pack())
+        };
+        match self
+            .taken
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, grant)
+        {
+            Ok(_) => granted,
+            Err(_) => Charge::default(),
+        }
+    }
+
+    /// Whether the consumer is gone.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Relaxed)
+    }
+
+    fn release(&self, charge: Charge) {
+        self.taken.fetch_sub(charge.pack(), Ordering::Relaxed);
+    }
+}
+
+/// What became of a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Handed {
+    /// The first this many were handed over; the rest are the caller's to account for.
+    pub(crate) messages: usize,
+}
+
+/// One shard's end: makes batches, hands them over, gets empty ones back.
+#[derive(Debug)]
+#[expect(
+    clippy::vec_box,
+    reason = "batches travel boxed; unboxing would move them each time"
+)]
+pub(crate) struct Outlet {
+    shard: ShardId,
+    room: Arc<Room>,
+    sender: Sender<Box<Batch>>,
+    returns: Receiver<Box<Batch>>,
+    small: Vec<Box<Batch>>,
+    large: Vec<Box<Batch>>,
+}
+
+impl Outlet {
+    /// An empty batch with room for `bytes`.
+    pub(crate) fn batch(
+        &mut self,
+        bytes: usize,
+        conn: ConnId,
+        epoch: Epoch,
+        role: Role,
+        received_at: Stamp,
+    ) -> Box<Batch> {
+        while let Ok(batch) = self.returns.try_recv() {
+            self.recycle(batch);
+        }
+        let class = if bytes <= SMALL_BYTES {
+            SMALL_BYTES
+        } else {
+            LARGE_BYTES
+        };
+        let pool = if class == SMALL_BYTES {
+            &mut self.small
+        } else {
+            &mut self.large
+        };
+        let mut batch = pool.pop().unwrap_or_else(|| {
+            Box::new(Batch {
+                shard: self.shard,
+                conn,
+                epoch,
+                role,
+                received_at,
+                bytes: Vec::with_capacity(class),
+                entries: Vec::with_capacity(16),
+                charge: Charge::default(),
+            })
+        });
+        (batch.conn, batch.epoch, batch.role) = (conn, epoch, role);
+        batch.received_at = received_at;
+        batch.bytes.reserve_exact(bytes);
+        batch
+    }
+
+    /// Takes an empty batch back, unless it is neither small nor large or there are enough.
+    pub(crate) fn recycle(&mut self, mut batch: Box<Batch>) {
+        batch.bytes.clear();
+        batch.entries.clear();
+        let pool = match batch.bytes.capacity() {
+            SMALL_BYTES => &mut self.small,
+            LARGE_BYTES => &mut self.large,
+            _ => return,
+        };
+        if pool.len() < RETURNS_MAX {
+            pool.push(batch);
+        }
+    }
+
+    /// Hands over the batch's first messages, as many as there is room for, and leaves the others
+    /// in `rest` for the caller. Never waits.
+    pub(crate) fn send(&mut self, mut batch: Box<Batch>, rest: &mut Vec<Entry>) -> Handed {
+        rest.clear();
+        if self.room.is_closed() {
+            // Nobody listens any more: as good as handed over, and counted as abandoned.
+            let messages = batch.entries.len();
+            self.recycle(batch);
+            return Handed { messages };
+        }
+        let messages = u32::try_from(batch.entries.len()).unwrap_or(u32::MAX);
+        let units = batch.bytes.capacity().div_ceil(UNIT_BYTES);
+        let charge = self
+            .room
+            .reserve(messages, u32::try_from(units).unwrap_or(u32::MAX));
+        let granted = usize::try_from(charge.messages).unwrap_or(usize::MAX);
+        rest.extend(batch.entries.drain(granted.min(batch.entries.len())..));
+        if granted == 0 {
+            self.recycle(batch);
+            return Handed { messages: 0 };
+        }
+        batch.charge = charge;
+        // Cannot be full: there is a place for every message there is room for. A consumer that
+        // went away meanwhile makes these messages abandoned.
+        if let Err(error) = self.sender.try_send(batch) {
+            self.room.release(charge);
+            self.recycle(error.into_inner());
+        }
+        Handed { messages: granted }
+    }
+}
+
+/// Both ends, and what it takes to make another outlet at each start.
+#[derive(Debug)]
+pub(crate) struct Handoff {
+    room: Arc<Room>,
+    sender: Sender<Box<Batch>>,
+    returns: Vec<Receiver<Box<Batch>>>,
+}
+
+impl Handoff {
+    /// A hand-off with these bounds, and its consumer's end.
+    pub(crate) fn new(shards: usize, messages: usize, bytes: usize) -> (Self, Messages) {
+        let room = Arc::new(Room::new(messages, bytes));
+        let (sender, receiver) = bounded(messages);
+        let (return_senders, returns) = (0..shards).map(|_| bounded(RETURNS_MAX)).unzip();
+        let consumer = Messages {
+            room: Arc::clone(&room),
+            receiver,
+            returns: return_senders,
+            current: None,
+            consumed: Arc::new(CachePadded::default()),
+        };
+        (
+            Self {
+                room,
+                sender,
+                returns,
+            },
+            consumer,
+        )
+    }
+
+    /// The end of one shard.
+    pub(crate) fn outlet(&self, shard: ShardId) -> Option<Outlet> {
+        Some(Outlet {
+            shard,
+            room: Arc::clone(&self.room),
+            sender: self.sender.clone(),
+            returns: self.returns.get(usize::from(shard.number()))?.clone(),
+            small: Vec::new(),
+            large: Vec::new(),
+        })
+    }
+
+    /// The room, for those who ask whether anybody listens.
+    pub(crate) fn room(&self) -> Arc<Room> {
+        Arc::clone(&self.room)
+    }
+}
+
+/// The host's stream of messages: one consumer, in the order each connection received them.
+///
+/// Dropping it tells the engine that nobody listens; what was handed over and never taken counts
+/// as abandoned. After a stop it yields what is left, then says disconnected.
+///
+/// ```no_run
+/// # fn run(mut messages: kalshi_feed::Messages) {
+/// for message in messages {
+///     println!("{}: {} bytes", message.conn_id, message.data.len());
+/// }
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct Messages {
+    room: Arc<Room>,
+    receiver: Receiver<Box<Batch>>,
+    returns: Vec<Sender<Box<Batch>>>,
+    current: Option<(Box<Batch>, usize)>,
+    consumed: Arc<CachePadded<Counter>>,
+}
+
+impl Messages {
+    /// Waits for the next message.
+    ///
+    /// # Errors
+    /// [`RecvError::Disconnected`] when the engine has stopped and everything was taken.
+    pub fn recv(&mut self) -> Result<RawMessage, RecvError> {
+        self.next_from(|receiver| receiver.recv().map_err(|_| RecvError::Disconnected))
+    }
+
+    /// The next message, if one is waiting.
+    ///
+    /// # Errors
+    /// [`RecvError::Empty`] or [`RecvError::Disconnected`].
+    pub fn try_recv(&mut self) -> Result<RawMessage, RecvError> {
+        self.next_from(|receiver| {
+            receiver.try_recv().map_err(|error| match error {
+                crossbeam_channel::TryRecvError::Empty => RecvError::Empty,
+                crossbeam_channel::TryRecvError::Disconnected => RecvError::Disconnected,
+            })
+        })
+    }
+
+    /// Waits at most `timeout` for the next message.
+    ///
+    /// # Errors
+    /// [`RecvError::Timeout`] or [`RecvError::Disconnected`].
+    pub fn recv_timeout(&mut self, timeout: Duration) -> Result<RawMessage, RecvError> {
+        self.next_from(|receiver| {
+            receiver.recv_timeout(timeout).map_err(|error| match error {
+                crossbeam_channel::RecvTimeoutError::Timeout => RecvError::Timeout,
+                crossbeam_channel::RecvTimeoutError::Disconnected => RecvError::Disconnected,
+            })
+        })
+    }
+
+    pub(crate) fn consumed(&self) -> Arc<CachePadded<Counter>> {
+        Arc::clone(&self.consumed)
+    }
+
+    fn next_from(
+        &mut self,
+        receive: impl Fn(&Receiver<Box<Batch>>) -> Result<Box<Batch>, RecvError>,
+    ) -> Result<RawMessage, RecvError> {
+        loop {
+            if let Some((batch, next)) = &mut self.current
+                && let Some(entry) = batch.entries.get(*next)
+            {
+                let message = batch.message(entry);
+                *next += 1;
+                if *next == batch.entries.len() {
+                    self.finish();
+                }
+                return Ok(message);
+            }
+            self.current = Some((receive(&self.receiver)?, 0));
+        }
+    }
+
+    /// Gives back the current batch, its room, and counts what was taken of it.
+    fn finish(&mut self) {
+        let Some((batch, taken)) = self.current.take() else {
+            return;
+        };
+        self.consumed.add(widen(taken));
+        self.room.release(batch.charge);
+        if let Some(returns) = self.returns.get(usize::from(batch.shard.number())) {
+            // Full: the shard has enough of them, this one is let go.
+            returns.try_send(batch).unwrap_or_default();
+        }
+    }
+}
+
+impl Iterator for Messages {
+    type Item = RawMessage;
+
+    /// Waits for the next message; ends when the engine has stopped and everything was taken.
+    fn next(&mut self) -> Option<RawMessage> {
+        self.recv().ok()
+    }
+}
+
+impl Drop for Messages {
+    fn drop(&mut self) {
+        self.room.closed.store(true, Ordering::Relaxed);
+        if let Some((_, taken)) = &self.current {
+            self.consumed.add(widen(*taken));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CONN: ConnId = ConnId::new(1);
+
+    fn fill(outlet: &mut Outlet, messages: usize) -> Box<Batch> {
+        let stamp = crate::clock::stamp();
+        let mut batch = outlet.batch(messages, CONN, Epoch::new(1), Role::Trade, stamp);
+        for index in 0..messages {
+            batch.bytes.push(b'm');
+            batch.entries.push(Entry {
+                start: index,
+                end: index + 1,
+                sid: None,
+                seq: Some(Seq::new(widen(index))),
+                gap_size: 0,
+                continuity: Continuity::Next,
+            });
+        }
+        batch
+    }
+
+    fn handoff(messages: usize, bytes: usize) -> (Handoff, Outlet, Messages) {
+        let (handoff, messages) = Handoff::new(1, messages, bytes);
+        let outlet = handoff.outlet(ShardId::new(0)).unwrap();
+        (handoff, outlet, messages)
+    }
+
+    #[test]
+    fn the_first_that_fit_are_handed_over() {
+        let (_handoff, mut outlet, mut messages) = handoff(5, 1 << 20);
+        let mut rest = Vec::new();
+        let batch = fill(&mut outlet, 3);
+        assert_eq!(outlet.send(batch, &mut rest).messages, 3);
+        let batch = fill(&mut outlet, 4);
+        assert_eq!(outlet.send(batch, &mut rest).messages, 2);
+        assert_eq!(rest.len(), 2);
+        let batch = fill(&mut outlet, 1);
+        assert_eq!(outlet.send(batch, &mut rest).messages, 0);
+        for _ in 0..5 {
+            messages.try_recv().unwrap();
+        }
+        assert_eq!(messages.try_recv().unwrap_err(), RecvError::Empty);
+        let batch = fill(&mut outlet, 5);
+        assert_eq!(
+            outlet.send(batch, &mut rest).messages,
+            5,
+            "all room came back"
+        );
+    }
+
+    #[test]
+    fn bytes_are_bounded_by_capacity() {
+        let (_handoff, mut outlet, mut messages) = handoff(1_000, 2 * SMALL_BYTES);
+        let mut rest = Vec::new();
+        let batch = fill(&mut outlet, 1);
+        assert_eq!(outlet.send(batch, &mut rest).messages, 1);
+        let batch = fill(&mut outlet, 1);
+        assert_eq!(outlet.send(batch, &mut rest).messages, 1);
+        let batch = fill(&mut outlet, 1);
+        assert_eq!(outlet.send(batch, &mut rest).messages, 0);
+        messages.recv().unwrap();
+        let batch = fill(&mut outlet, 1);
+        assert_eq!(outlet.send(batch, &mut rest).messages, 1);
+    }
+
+    #[test]
+    fn empty_batches_come_back_and_are_used_again() {
+        let (_handoff, mut outlet, mut messages) = handoff(10, 1 << 20);
+        let mut rest = Vec::new();
+        let batch = fill(&mut outlet, 1);
+        let address: *const Batch = &raw const *batch;
+        outlet.send(batch, &mut rest);
+        messages.recv().unwrap();
+        let again: *const Batch = &raw const *fill(&mut outlet, 1);
+        assert_eq!(address, again);
+    }
+
+    #[test]
+    fn a_consumer_gone_takes_everything_as_abandoned() {
+        let (handoff, mut outlet, mut messages) = handoff(4, 1 << 20);
+        let consumed = messages.consumed();
+        let mut rest = Vec::new();
+        let batch = fill(&mut outlet, 4);
+        outlet.send(batch, &mut rest);
+        messages.recv().unwrap();
+        drop(messages);
+        assert!(handoff.room().is_closed());
+        let batch = fill(&mut outlet, 9);
+        assert_eq!(outlet.send(batch, &mut rest).messages, 9);
+        assert!(rest.is_empty());
+        assert_eq!(consumed.total(), 1);
+    }
+
+    #[test]
+    fn a_message_pins_nothing_and_outlives_its_batch() {
+        let (_handoff, mut outlet, mut messages) = handoff(4, 1 << 20);
+        let batch = fill(&mut outlet, 2);
+        outlet.send(batch, &mut Vec::new());
+        let kept: Vec<_> = std::iter::from_fn(|| messages.try_recv().ok()).collect();
+        drop(messages);
+        assert!(kept.iter().all(|message| &message.data[..] == b"m"));
+    }
+
+    #[test]
+    fn many_threads_never_exceed_the_room() {
+        let (handoff, _outlet, mut messages) = handoff(64, 1 << 20);
+        let handed: usize = std::thread::scope(|scope| {
+            let senders: Vec<_> = (0..4)
+                .map(|_| {
+                    let mut outlet = handoff.outlet(ShardId::new(0)).unwrap();
+                    scope.spawn(move || {
+                        let mut rest = Vec::new();
+                        (0..2_000)
+                            .map(|n| {
+                                let batch = fill(&mut outlet, 1 + n % 7);
+                                outlet.send(batch, &mut rest).messages
+                            })
+                            .sum::<usize>()
+                    })
+                })
+                .collect();
+            let mut received = 0;
+            while senders.iter().any(|sender| !sender.is_finished()) {
+                received += usize::from(messages.try_recv().is_ok());
+            }
+            while messages.try_recv().is_ok() {
+                received += 1;
+            }
+            let handed: usize = senders
+                .into_iter()
+                .map(|sender| sender.join().unwrap())
+                .sum();
+            assert_eq!(handed, received);
+            handed
+        });
+        assert!(handed >= 64);
+        assert_eq!(messages.room.taken.load(Ordering::Relaxed), 0);
+    }
+}

@@ -1,0 +1,348 @@
+//! Sequence state of one connection's epoch, per sid: what was seen, what was lost, what the host
+//! has not yet been told. Pure; one owner, no clock, no I/O.
+//!
+//! `seen` advances on every frame that carries a number, replies and errors included, and never
+//! rolls back. `owed` counts slots lost and not yet told, whatever the cause: a hole on the wire
+//! adds its width, a message dropped here gives back itself and the `gap_size` it carried. Taking
+//! a message for the host moves `owed` into its `gap_size`. So `gap_size` always means "this many
+//! you will never get".
+
+use crate::ids::{Seq, Sid};
+use crate::messages::Continuity;
+
+/// Frames behind `seen`, contiguous among themselves, after which the sequence has evidently
+/// restarted and the subscription is renewed.
+const BACKWARD_RUN_MAX: u32 = 8;
+
+/// Sids remembered per epoch. The exchange gives one per channel; more than this is hostile and
+/// goes untracked (delivered, unjudged) rather than growing memory.
+const SIDS_MAX: usize = 32;
+
+/// What one frame's number says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Observed {
+    /// The next in line, or the first.
+    Contiguous,
+    /// This many slots are missing before it.
+    Gap(u64),
+    /// The last number again.
+    Duplicate,
+    /// An older number.
+    Backward,
+    /// An older number, and enough of them in a row that the subscription must be renewed.
+    Restarted,
+}
+
+/// What goes with a message to the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Mark {
+    pub(crate) continuity: Continuity,
+    pub(crate) gap_size: u64,
+}
+
+#[derive(Clone, Debug)]
+struct State {
+    sid: Sid,
+    seen: u64,
+    owed: u64,
+    /// The host has not yet had the epoch's first message of this sid.
+    first: bool,
+    /// Unsubscribed; its number may be given out again.
+    retired: bool,
+    backward_run: u32,
+    backward_last: u64,
+}
+
+/// The sequences of one connection's epoch.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Sequences {
+    states: Vec<State>,
+    /// Owed by earlier sids and epochs of this connection, for the next sid's first message.
+    carry: u64,
+}
+
+impl Sequences {
+    /// A new epoch that inherits what the last one left untold.
+    pub(crate) fn new(carry: u64) -> Self {
+        Self {
+            states: Vec::new(),
+            carry,
+        }
+    }
+
+    /// A sid was acknowledged. Data may have come before the acknowledgement; a number that was
+    /// unsubscribed before starts anew.
+    pub(crate) fn open(&mut self, sid: Sid) {
+        if let Some(index) = self.find(sid).filter(|&index| self.is_retired(index)) {
+            self.remove(index);
+        }
+        self.ensure(sid);
+    }
+
+    /// A sid was unsubscribed or ended: its debt waits for the connection's next sid.
+    pub(crate) fn retire(&mut self, sid: Sid) {
+        if let Some(state) = self.find(sid).and_then(|index| self.states.get_mut(index)) {
+            state.retired = true;
+            self.carry = self.carry.saturating_add(std::mem::take(&mut state.owed));
+        }
+    }
+
+    /// Records a frame's number, before anything else looks at the frame.
+    pub(crate) fn observe(&mut self, sid: Sid, seq: Seq) -> Observed {
+        let Some(state) = self.ensure(sid) else {
+            return Observed::Contiguous;
+        };
+        let seq = seq.number();
+        if seq > state.seen {
+            let missing = seq - state.seen - 1;
+            state.seen = seq;
+            state.backward_run = 0;
+            state.owed = state.owed.saturating_add(missing);
+            return if missing == 0 {
+                Observed::Contiguous
+            } else {
+                Observed::Gap(missing)
+            };
+        }
+        let follows = state.backward_run > 0 && seq == state.backward_last.saturating_add(1);
+        state.backward_run = if follows { state.backward_run + 1 } else { 1 };
+        state.backward_last = seq;
+        if state.backward_run >= BACKWARD_RUN_MAX {
+            state.backward_run = 0;
+            return Observed::Restarted;
+        }
+        if seq == state.seen {
+            Observed::Duplicate
+        } else {
+            Observed::Backward
+        }
+    }
+
+    /// Takes a message for the host: what was owed becomes its `gap_size`.
+    pub(crate) fn take(&mut self, sid: Sid, observed: Observed) -> Mark {
+        let Some(state) = self.ensure(sid) else {
+            return Mark {
+                continuity: Continuity::Next,
+                gap_size: 0,
+            };
+        };
+        let gap_size = std::mem::take(&mut state.owed);
+        let continuity = match observed {
+            Observed::Duplicate => Continuity::Duplicate,
+            Observed::Backward | Observed::Restarted => Continuity::Backward,
+            _ if std::mem::take(&mut state.first) => Continuity::First,
+            _ if gap_size > 0 => Continuity::Gap,
+            _ => Continuity::Next,
+        };
+        Mark {
+            continuity,
+            gap_size,
+        }
+    }
+
+    /// A message taken before was not handed over after all. A repeated frame is no loss itself.
+    pub(crate) fn give_back(&mut self, sid: Sid, mark: Mark) {
+        let itself = match mark.continuity {
+            Continuity::Duplicate | Continuity::Backward => 0,
+            Continuity::First | Continuity::Next | Continuity::Gap => 1,
+        };
+        let debt = mark.gap_size.saturating_add(itself);
+        let Some(state) = self.ensure(sid) else {
+            self.carry = self.carry.saturating_add(debt);
+            return;
+        };
+        if state.retired {
+            self.carry = self.carry.saturating_add(debt);
+            return;
+        }
+        state.first |= mark.continuity == Continuity::First;
+        state.owed = state.owed.saturating_add(debt);
+    }
+
+    /// What the host has not been told, over all sids: the next epoch's inheritance.
+    pub(crate) fn untold(&self) -> u64 {
+        self.states
+            .iter()
+            .fold(self.carry, |sum, state| sum.saturating_add(state.owed))
+    }
+
+    /// What the host has not been told, sid by sid; the inheritance under no sid.
+    pub(crate) fn untold_by_sid(&self) -> impl Iterator<Item = (Option<Sid>, u64)> + '_ {
+        let states = self
+            .states
+            .iter()
+            .map(|state| (Some(state.sid), state.owed));
+        std::iter::once((None, self.carry))
+            .chain(states)
+            .filter(|&(_, owed)| owed > 0)
+    }
+
+    fn find(&self, sid: Sid) -> Option<usize> {
+        self.states.iter().position(|state| state.sid == sid)
+    }
+
+    fn is_retired(&self, index: usize) -> bool {
+        self.states.get(index).is_some_and(|state| state.retired)
+    }
+
+    fn remove(&mut self, index: usize) {
+        let state = self.states.swap_remove(index);
+        self.carry = self.carry.saturating_add(state.owed);
+    }
+
+    /// The state of `sid`, made if there is room; retired ones make room.
+    fn ensure(&mut self, sid: Sid) -> Option<&mut State> {
+        let index = match self.find(sid) {
+            Some(index) => index,
+            None => {
+                if self.states.len() >= SIDS_MAX {
+                    let retired = self.states.iter().position(|state| state.retired)?;
+                    self.remove(retired);
+                }
+                self.states.push(State {
+                    sid,
+                    seen: 0,
+                    owed: std::mem::take(&mut self.carry),
+                    first: true,
+                    retired: false,
+                    backward_run: 0,
+                    backward_last: 0,
+                });
+                self.states.len() - 1
+            }
+        };
+        self.states.get_mut(index)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const SID: Sid = Sid::new(1);
+
+    fn deliver(sequences: &mut Sequences, seq: u64) -> Mark {
+        let observed = sequences.observe(SID, Seq::new(seq));
+        sequences.take(SID, observed)
+    }
+
+    fn mark(continuity: Continuity, gap_size: u64) -> Mark {
+        Mark {
+            continuity,
+            gap_size,
+        }
+    }
+
+    #[test]
+    fn first_next_gap_duplicate_backward() {
+        let mut sequences = Sequences::new(0);
+        assert_eq!(deliver(&mut sequences, 1), mark(Continuity::First, 0));
+        assert_eq!(deliver(&mut sequences, 2), mark(Continuity::Next, 0));
+        assert_eq!(deliver(&mut sequences, 6), mark(Continuity::Gap, 3));
+        assert_eq!(deliver(&mut sequences, 6), mark(Continuity::Duplicate, 0));
+        assert_eq!(deliver(&mut sequences, 4), mark(Continuity::Backward, 0));
+        assert_eq!(deliver(&mut sequences, 7), mark(Continuity::Next, 0));
+    }
+
+    #[test]
+    fn acknowledgements_take_slots_without_making_gaps() {
+        let mut sequences = Sequences::new(0);
+        deliver(&mut sequences, 1);
+        assert_eq!(sequences.observe(SID, Seq::new(2)), Observed::Contiguous);
+        assert_eq!(deliver(&mut sequences, 3), mark(Continuity::Next, 0));
+    }
+
+    #[test]
+    fn a_missing_start_is_a_gap_and_still_the_first() {
+        let mut sequences = Sequences::new(0);
+        assert_eq!(deliver(&mut sequences, 4), mark(Continuity::First, 3));
+    }
+
+    #[test]
+    fn a_drop_gives_back_itself_and_what_it_carried() {
+        let mut sequences = Sequences::new(0);
+        let first = deliver(&mut sequences, 3);
+        sequences.give_back(SID, first);
+        let second = deliver(&mut sequences, 4);
+        assert_eq!(second, mark(Continuity::First, 3));
+        assert_eq!(deliver(&mut sequences, 5), mark(Continuity::Next, 0));
+    }
+
+    #[test]
+    fn what_is_left_untold_goes_to_the_next_epoch() {
+        let mut sequences = Sequences::new(0);
+        let lost = deliver(&mut sequences, 1);
+        sequences.give_back(SID, lost);
+        let mut next = Sequences::new(sequences.untold());
+        assert_eq!(deliver(&mut next, 1), mark(Continuity::First, 1));
+    }
+
+    #[test]
+    fn an_unsubscribed_sid_may_come_again_with_a_new_count() {
+        let mut sequences = Sequences::new(0);
+        sequences.open(SID);
+        deliver(&mut sequences, 1);
+        let lost = deliver(&mut sequences, 2);
+        sequences.give_back(SID, lost);
+        sequences.retire(SID);
+        assert_eq!(sequences.observe(SID, Seq::new(3)), Observed::Contiguous);
+        sequences.open(SID);
+        assert_eq!(deliver(&mut sequences, 1), mark(Continuity::First, 1));
+    }
+
+    #[test]
+    fn a_restart_within_the_epoch_asks_for_renewal() {
+        let mut sequences = Sequences::new(0);
+        deliver(&mut sequences, 100);
+        let observed: Vec<_> = (1..=8)
+            .map(|n| sequences.observe(SID, Seq::new(n)))
+            .collect();
+        assert!(observed[..7].iter().all(|&o| o == Observed::Backward));
+        assert_eq!(observed[7], Observed::Restarted);
+    }
+
+    #[test]
+    fn a_flood_of_sids_is_bounded() {
+        let mut sequences = Sequences::new(0);
+        for sid in 1..10_000 {
+            sequences.observe(Sid::new(sid), Seq::new(u64::MAX));
+        }
+        assert_eq!(sequences.states.len(), SIDS_MAX);
+        assert_eq!(sequences.untold(), u64::MAX);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(2_000) })]
+
+        /// Whatever is lost on the wire, taken as a reply or dropped here: what was delivered,
+        /// what gaps told and what is still owed add up to every slot that was not a reply.
+        #[test]
+        fn every_slot_is_delivered_told_or_owed(fates in prop::collection::vec(0u8..4, 1..200)) {
+            let mut sequences = Sequences::new(0);
+            let (mut delivered, mut told, mut replies) = (0u64, 0u64, 0u64);
+            let mut last_seen = 0;
+            for (index, fate) in fates.iter().enumerate() {
+                let seq = u64::try_from(index).unwrap() + 1;
+                if *fate == 0 {
+                    continue; // lost on the wire
+                }
+                last_seen = seq;
+                let observed = sequences.observe(SID, Seq::new(seq));
+                if *fate == 1 {
+                    replies += 1;
+                    continue;
+                }
+                let mark = sequences.take(SID, observed);
+                if *fate == 2 {
+                    sequences.give_back(SID, mark);
+                } else {
+                    delivered += 1;
+                    told += mark.gap_size;
+                }
+            }
+            prop_assert_eq!(delivered + told + replies + sequences.untold(), last_seen);
+        }
+    }
+}

@@ -1,0 +1,717 @@
+//! One event loop over a share of the connections: the hot path. Owns its sockets, their TLS,
+//! frames and sequences; nothing else ever touches them. Never blocks outside `wait`, never reads
+//! a clock, never decides which market belongs where.
+//!
+//! `step` is the table of contents: orders, ready connections, timers. What the conductor must
+//! know goes out as reports; the queue for them is sized so that it cannot fill.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, TrySendError};
+use crossbeam_utils::CachePadded;
+
+use crate::command::Ended;
+use crate::config::PoolLayout;
+use crate::error::Cause;
+use crate::ids::{ConnId, Epoch, Role, ShardId, Sid, widen};
+use crate::link::{Link, LinkSettings, Note};
+use crate::messages::{Batch, Entry, Outlet, RawMessage};
+use crate::request::Request;
+use crate::stats::ShardCounters;
+use crate::timer::{Alarm, after};
+use crate::transport::{Ready, Received, Transport};
+
+/// How soon a full registry queue is tried again.
+const HELD_RETRY: Duration = Duration::from_millis(1);
+/// How long a close may take.
+const CLOSE_GRACE: Duration = Duration::from_secs(1);
+/// Orders taken in one step, so that a burst of them cannot hold up the sockets.
+const ORDERS_PER_STEP: usize = 8;
+
+/// Which shard a connection lives on: pairs together, so that both lines of a redundant pair
+/// share a thread.
+pub(crate) fn shard_of(conn: ConnId, shards: usize) -> usize {
+    (usize::from(conn.number().saturating_sub(1)) / 2) % shards.max(1)
+}
+
+/// A connection that has just been upgraded, on its way to its shard.
+pub(crate) struct Adoption<L> {
+    pub(crate) conn: ConnId,
+    pub(crate) epoch: Epoch,
+    pub(crate) role: Role,
+    pub(crate) link: L,
+    /// Plaintext that came with the answer to the upgrade.
+    pub(crate) unread: Vec<u8>,
+}
+
+/// From the conductor.
+pub(crate) enum Order<L> {
+    /// Lifecycle frames go here.
+    Listen {
+        sink: Sender<RawMessage>,
+    },
+    Adopt(Box<Adoption<L>>),
+    Command {
+        conn: ConnId,
+        epoch: Epoch,
+        request: Request,
+    },
+    Stop {
+        until: Instant,
+    },
+}
+
+/// To the conductor.
+#[derive(Debug)]
+pub(crate) enum Report {
+    Ended {
+        conn: ConnId,
+        epoch: Epoch,
+        ended: Ended,
+    },
+    SubscriptionEnded {
+        conn: ConnId,
+        epoch: Epoch,
+        sid: Sid,
+        code: Option<i64>,
+    },
+    Down {
+        conn: ConnId,
+        epoch: Epoch,
+        cause: Cause,
+        heard: bool,
+    },
+    RegistryHungUp,
+    Stopped {
+        untold: Vec<Untold>,
+    },
+}
+
+/// Messages lost that no later message could tell of, because the engine stopped.
+///
+/// ```
+/// # fn show(untold: &kalshi_feed::Untold) {
+/// println!("connection {}: {} more were lost at the end", untold.conn_id, untold.messages);
+/// # }
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Untold {
+    /// The connection.
+    pub conn_id: ConnId,
+    /// Its last epoch.
+    pub epoch: Epoch,
+    /// The subscription; none for what an earlier epoch left.
+    pub sid: Option<Sid>,
+    /// How many.
+    pub messages: u64,
+}
+
+/// A connection's place on its shard.
+struct Slot<L> {
+    conn: ConnId,
+    /// The live connection, if there is one.
+    live: Option<(L, Link)>,
+    /// Lost and untold, for the next epoch's first message.
+    owed: u64,
+    /// Lifecycle frames the registry had no room for, in order.
+    held: VecDeque<RawMessage>,
+    /// On the list of those to drive without waiting for an event.
+    queued: bool,
+    /// The peer has shut its side.
+    read_closed: bool,
+    /// Sending failed; what can still be read is read before the connection is lost.
+    broken: Option<Cause>,
+}
+
+/// What `step` asks of the loop around it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Next {
+    /// Again at once: connections are still ready.
+    Now,
+    /// At this time, or when an event or an order comes.
+    At(Option<Instant>),
+    /// Never: stopped.
+    Done,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Running,
+    Stopping { until: Instant },
+    Stopped,
+}
+
+/// The loop's state.
+pub(crate) struct Shard<T: Transport> {
+    transport: T,
+    slots: Vec<Slot<T::Link>>,
+    shards: usize,
+    settings: LinkSettings,
+    orders: Receiver<Order<T::Link>>,
+    reports: Sender<Report>,
+    outlet: Outlet,
+    lifecycle: Option<Sender<RawMessage>>,
+    counters: Arc<CachePadded<ShardCounters>>,
+    ready: VecDeque<usize>,
+    alarm: Alarm,
+    state: State,
+    untold: Vec<Untold>,
+    scratch: Scratch,
+}
+
+/// Buffers reused from one connection to the next.
+#[derive(Default)]
+struct Scratch {
+    plain: Vec<u8>,
+    rest: Vec<Entry>,
+    notes: Vec<Note>,
+    events: Vec<Ready>,
+}
+
+/// What a shard is made of.
+pub(crate) struct ShardParts<T: Transport> {
+    pub(crate) id: ShardId,
+    pub(crate) shards: usize,
+    pub(crate) transport: T,
+    pub(crate) settings: LinkSettings,
+    pub(crate) orders: Receiver<Order<T::Link>>,
+    pub(crate) reports: Sender<Report>,
+    pub(crate) outlet: Outlet,
+    pub(crate) pool: PoolLayout,
+    pub(crate) counters: Arc<CachePadded<ShardCounters>>,
+}
+
+impl<T: Transport> Shard<T> {
+    pub(crate) fn new(parts: ShardParts<T>) -> Self {
+        let own = usize::from(parts.id.number());
+        let slots = parts
+            .pool
+            .iter()
+            .filter(|&(conn, _)| shard_of(conn, parts.shards) == own)
+            .map(|(conn, _)| Slot {
+                conn,
+                live: None,
+                owed: 0,
+                held: VecDeque::new(),
+                queued: false,
+                read_closed: false,
+                broken: None,
+            })
+            .collect();
+        Self {
+            transport: parts.transport,
+            slots,
+            shards: parts.shards,
+            settings: parts.settings,
+            orders: parts.orders,
+            reports: parts.reports,
+            outlet: parts.outlet,
+            lifecycle: None,
+            counters: parts.counters,
+            ready: VecDeque::new(),
+            alarm: Alarm::default(),
+            state: State::Running,
+            untold: Vec::new(),
+            scratch: Scratch::default(),
+        }
+    }
+
+    /// Whether connections wait to be driven.
+    pub(crate) fn is_ready(&self) -> bool {
+        !self.ready.is_empty()
+    }
+
+    /// Waits for events or the timeout, and queues the connections that have something. The only
+    /// place that blocks.
+    pub(crate) fn wait(&mut self, timeout: Option<Duration>) -> std::io::Result<()> {
+        let mut events = std::mem::take(&mut self.scratch.events);
+        let result = self.transport.wait(timeout, &mut events);
+        for Ready { token, read_closed } in events.drain(..) {
+            if let Some(slot) = self.slots.get_mut(token) {
+                slot.read_closed |= read_closed;
+            }
+            self.queue(token);
+        }
+        self.scratch.events = events;
+        result
+    }
+
+    /// One turn.
+    pub(crate) fn step(&mut self, now: Instant) -> Next {
+        self.take_orders(now);
+        self.drive_ready(now);
+        self.run_timers(now);
+        self.finish_stopping(now);
+        match self.state {
+            State::Stopped => Next::Done,
+            _ if !self.ready.is_empty() || !self.orders.is_empty() => Next::Now,
+            _ => Next::At(self.alarm.due()),
+        }
+    }
+
+    fn take_orders(&mut self, now: Instant) {
+        for _ in 0..ORDERS_PER_STEP {
+            match self.orders.try_recv() {
+                Ok(Order::Listen { sink }) => self.lifecycle = Some(sink),
+                Ok(Order::Adopt(adoption)) => self.adopt(*adoption, now),
+                Ok(Order::Command {
+                    conn,
+                    epoch,
+                    request,
+                }) => {
+                    self.command(conn, epoch, request, now);
+                }
+                Ok(Order::Stop { until }) => self.stop(until, now),
+                Err(crossbeam_channel::TryRecvError::Empty) => return,
+                Err(crossbeam_channel::TryRecvError::Disconnected) => {
+                    // The conductor is gone: nobody could tell us to stop any more.
+                    if self.state == State::Running {
+                        self.stop(now, now);
+                    }
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Drives each connection that is ready now once; those with more to give queue again.
+    fn drive_ready(&mut self, now: Instant) {
+        for _ in 0..self.ready.len() {
+            let Some(index) = self.ready.pop_front() else {
+                return;
+            };
+            if let Some(slot) = self.slots.get_mut(index) {
+                slot.queued = false;
+            }
+            self.drive(index, now);
+        }
+    }
+
+    fn run_timers(&mut self, now: Instant) {
+        if !self.alarm.ring(now) {
+            return;
+        }
+        for index in 0..self.slots.len() {
+            self.retry_held(index, now);
+            self.tick(index, now);
+            if let Some(deadline) = self.deadline(index, now) {
+                self.alarm.arm(deadline);
+            }
+        }
+    }
+
+    fn deadline(&self, index: usize, now: Instant) -> Option<Instant> {
+        let slot = self.slots.get(index)?;
+        let retry = (!slot.held.is_empty()).then(|| after(now, HELD_RETRY));
+        let live = slot.live.as_ref().map(|(_, link)| link.deadline());
+        crate::timer::earlier(retry, live)
+    }
+
+    // Orders.
+
+    fn adopt(&mut self, adoption: Adoption<T::Link>, now: Instant) {
+        let Adoption {
+            conn,
+            epoch,
+            role,
+            link: mut socket,
+            unread,
+        } = adoption;
+        let Some(index) = self.index(conn) else {
+            return;
+        };
+        let Some(slot) = self.slots.get_mut(index) else {
+            return;
+        };
+        let owed = std::mem::take(&mut slot.owed);
+        let watched = self.transport.register(&mut socket, index);
+        slot.live = Some((
+            socket,
+            Link::new((conn, epoch, role), owed, self.settings, now),
+        ));
+        slot.read_closed = false;
+        slot.broken = None;
+        self.counters.connections.add(1);
+        // What came with the answer to the upgrade, no event will tell of.
+        self.scratch.plain = unread;
+        let begun = watched.and_then(|()| match self.state {
+            State::Running => self.digest(index, self.transport.stamp()),
+            State::Stopping { .. } | State::Stopped => Err(Cause::Stopped),
+        });
+        match begun {
+            Ok(()) => {
+                self.arm(index);
+                self.queue(index);
+            }
+            Err(cause) => self.lose(index, cause),
+        }
+    }
+
+    fn command(&mut self, conn: ConnId, epoch: Epoch, request: Request, now: Instant) {
+        let index = self.index(conn);
+        let live = index
+            .and_then(|index| self.live(index))
+            .filter(|link| link.epoch == epoch);
+        let (Some(index), Some(link)) = (index, live) else {
+            // Its connection was lost meanwhile: it ends as every command of it did.
+            let id = crate::ids::CommandId::new(0);
+            let outcome = crate::command::Outcome::ConnectionLost;
+            let ended = Ended {
+                id,
+                request,
+                outcome,
+                sid: None,
+            };
+            self.report(Report::Ended { conn, epoch, ended });
+            return;
+        };
+        match link.command(request, now) {
+            Ok(()) => {
+                self.arm(index);
+                self.flush(index, now);
+            }
+            Err(cause) => self.lose(index, cause),
+        }
+    }
+
+    fn stop(&mut self, until: Instant, now: Instant) {
+        let until = until.min(after(now, CLOSE_GRACE));
+        self.state = State::Stopping { until };
+        for index in 0..self.slots.len() {
+            let closed = self.live(index).map(|link| link.close(until));
+            match closed {
+                None => {}
+                Some(Ok(())) => self.flush(index, now),
+                Some(Err(cause)) => self.lose(index, cause),
+            }
+        }
+        self.alarm.arm(until);
+    }
+
+    fn finish_stopping(&mut self, now: Instant) {
+        let State::Stopping { until } = self.state else {
+            return;
+        };
+        let busy = |slot: &Slot<T::Link>| slot.live.is_some() || !slot.held.is_empty();
+        if until > now && self.slots.iter().any(busy) {
+            return;
+        }
+        for index in 0..self.slots.len() {
+            self.lose(index, Cause::Stopped);
+            self.abandon_held(index);
+        }
+        self.state = State::Stopped;
+        let untold = std::mem::take(&mut self.untold);
+        self.report(Report::Stopped { untold });
+    }
+
+    /// Nothing waits for the registry at a stop: what it had no room for is told as lost.
+    fn abandon_held(&mut self, index: usize) {
+        let Some(slot) = self.slots.get_mut(index) else {
+            return;
+        };
+        for message in slot.held.drain(..) {
+            let lost = message.gap_size.saturating_add(1);
+            let untold = Untold {
+                conn_id: message.conn_id,
+                epoch: message.epoch,
+                sid: message.sid,
+                messages: lost,
+            };
+            self.untold.push(untold);
+            self.counters.lifecycle_discarded.add(1);
+        }
+    }
+
+    // The hot path.
+
+    /// Reads once, digests, hands over, sends.
+    fn drive(&mut self, index: usize, now: Instant) {
+        let Some(slot) = self.slots.get_mut(index) else {
+            return;
+        };
+        let Some((socket, link)) = &mut slot.live else {
+            return;
+        };
+        if !slot.held.is_empty() {
+            link.hold(now);
+            self.alarm.arm(after(now, HELD_RETRY));
+            return;
+        }
+        let plain = &mut self.scratch.plain;
+        plain.clear();
+        plain.extend_from_slice(&link.partial);
+        let received = self.transport.receive(socket, plain);
+        let fresh = plain.len() > link.partial.len();
+        let (read_closed, broken) = (slot.read_closed, slot.broken.clone());
+        let at = match received {
+            Ok(Received::Some { at, .. }) => at,
+            _ => self.transport.stamp(),
+        };
+        let verdict = if fresh {
+            self.digest(index, at)
+        } else {
+            Ok(())
+        };
+        let ending = match (verdict, received) {
+            (Err(cause), _) | (Ok(()), Err(cause)) => Some(cause),
+            (Ok(()), Ok(Received::Ended)) => Some(broken.unwrap_or(Cause::Ended)),
+            (Ok(()), Ok(Received::Blocked)) => broken,
+            (Ok(()), Ok(Received::Some { more, .. })) => {
+                if more || read_closed {
+                    self.queue(index);
+                }
+                None
+            }
+        };
+        self.flush(index, now);
+        if let Some(cause) = ending {
+            self.lose(index, cause);
+        }
+    }
+
+    /// Digests the plaintext in scratch into one batch and hands it over.
+    fn digest(&mut self, index: usize, stamp: crate::clock::Stamp) -> Result<(), Cause> {
+        let Some((_, link)) = self
+            .slots
+            .get_mut(index)
+            .and_then(|slot| slot.live.as_mut())
+        else {
+            return Ok(());
+        };
+        let counters = &*self.counters;
+        let Scratch {
+            plain, rest, notes, ..
+        } = &mut self.scratch;
+        counters
+            .bytes_received
+            .add(widen(plain.len().saturating_sub(link.partial.len())));
+        let mut batch = self
+            .outlet
+            .batch(plain.len(), link.conn, link.epoch, link.role, stamp);
+        let verdict = link.digest(plain, &mut batch, notes, counters);
+        if batch.entries.is_empty() {
+            self.outlet.recycle(batch);
+        } else if link.role == Role::Lifecycle {
+            self.hand_to_registry(index, batch, stamp.mono);
+        } else {
+            let handed = self.outlet.send(batch, rest);
+            counters.messages_forwarded.add(widen(handed.messages));
+            if !rest.is_empty() {
+                link.dropped(rest, counters);
+            }
+        }
+        self.deliver_notes(index);
+        verdict
+    }
+
+    // The registry's frames.
+
+    fn hand_to_registry(&mut self, index: usize, batch: Box<Batch>, now: Instant) {
+        let Some(slot) = self.slots.get_mut(index) else {
+            return;
+        };
+        slot.held
+            .extend(batch.entries.iter().map(|entry| batch.message(entry)));
+        self.outlet.recycle(batch);
+        self.retry_held(index, now);
+    }
+
+    /// Hands the registry what it has room for; the connection reads on when nothing is left.
+    fn retry_held(&mut self, index: usize, now: Instant) {
+        let Some(slot) = self
+            .slots
+            .get_mut(index)
+            .filter(|slot| !slot.held.is_empty())
+        else {
+            return;
+        };
+        let counters = &*self.counters;
+        let mut hung_up = false;
+        while let Some(message) = slot.held.pop_front() {
+            let Some(sink) = &self.lifecycle else {
+                counters.lifecycle_discarded.add(1);
+                continue;
+            };
+            match sink.try_send(message) {
+                Ok(()) => counters.lifecycle_forwarded.add(1),
+                Err(TrySendError::Full(message)) => {
+                    slot.held.push_front(message);
+                    break;
+                }
+                Err(TrySendError::Disconnected(_)) => {
+                    counters.lifecycle_discarded.add(1);
+                    self.lifecycle = None;
+                    hung_up = true;
+                }
+            }
+        }
+        let empty = slot.held.is_empty();
+        if let Some((_, link)) = &mut slot.live {
+            if empty {
+                link.release(now)
+            } else {
+                link.hold(now)
+            }
+        }
+        if empty {
+            // No edge will tell of what waited in the socket meanwhile.
+            self.queue(index);
+        } else {
+            self.alarm.arm(after(now, HELD_RETRY));
+        }
+        if hung_up {
+            self.report(Report::RegistryHungUp);
+        }
+    }
+
+    // One connection's housekeeping.
+
+    fn tick(&mut self, index: usize, now: Instant) {
+        let mut notes = std::mem::take(&mut self.scratch.notes);
+        let verdict = self.live(index).map(|link| link.tick(now, &mut notes));
+        self.scratch.notes = notes;
+        self.deliver_notes(index);
+        match verdict {
+            None => {}
+            Some(Ok(())) => self.flush(index, now),
+            Some(Err(cause)) => self.lose(index, cause),
+        }
+    }
+
+    /// Sends what is waiting to be sent.
+    fn flush(&mut self, index: usize, now: Instant) {
+        let Some(slot) = self
+            .slots
+            .get_mut(index)
+            .filter(|slot| slot.broken.is_none())
+        else {
+            return;
+        };
+        let Some((socket, link)) = &mut slot.live else {
+            return;
+        };
+        match self.transport.send(socket, &mut link.outgoing) {
+            Ok(everything) => {
+                link.sent(everything, now);
+                if !everything {
+                    self.alarm.arm(link.deadline());
+                }
+            }
+            Err(cause) => {
+                // What came before the end is still the host's: read on until nothing comes.
+                link.outgoing.clear();
+                slot.broken = Some(cause);
+                slot.read_closed = true;
+                self.queue(index);
+            }
+        }
+    }
+
+    fn lose(&mut self, index: usize, cause: Cause) {
+        // While stopping, the end of a connection is what we asked for.
+        let cause = if self.state == State::Running {
+            cause
+        } else {
+            Cause::Stopped
+        };
+        let Some(slot) = self.slots.get_mut(index) else {
+            return;
+        };
+        let Some((mut socket, mut link)) = slot.live.take() else {
+            return;
+        };
+        self.transport.deregister(&mut socket);
+        drop(socket);
+        let (conn, epoch, heard) = (link.conn, link.epoch, link.heard());
+        if self.state == State::Running {
+            slot.owed = link.sequences.untold();
+        } else {
+            let untold = link.sequences.untold_by_sid();
+            self.untold.extend(untold.map(|(sid, messages)| Untold {
+                conn_id: conn,
+                epoch,
+                sid,
+                messages,
+            }));
+        }
+        while let Some(ended) = link.lose_command() {
+            self.report(Report::Ended { conn, epoch, ended });
+        }
+        let live = self.counters.connections.total().saturating_sub(1);
+        self.counters.connections.set(live);
+        self.report(Report::Down {
+            conn,
+            epoch,
+            cause,
+            heard,
+        });
+    }
+
+    fn deliver_notes(&mut self, index: usize) {
+        if self.scratch.notes.is_empty() {
+            return;
+        }
+        let Some((conn, epoch)) = self.live(index).map(|link| (link.conn, link.epoch)) else {
+            return;
+        };
+        let mut notes = std::mem::take(&mut self.scratch.notes);
+        for note in notes.drain(..) {
+            self.report(match note {
+                Note::Ended(ended) => Report::Ended { conn, epoch, ended },
+                Note::SubscriptionEnded { sid, code } => Report::SubscriptionEnded {
+                    conn,
+                    epoch,
+                    sid,
+                    code,
+                },
+            });
+        }
+        self.scratch.notes = notes;
+    }
+
+    fn report(&self, report: Report) {
+        // Sized so that it cannot be full; the conductor gone means we are about to be told so.
+        if let Err(TrySendError::Full(report)) = self.reports.try_send(report) {
+            self.counters.reports_lost.add(1);
+            log::error!("report queue full, lost {report:?}: please report this bug");
+        }
+    }
+
+    fn queue(&mut self, index: usize) {
+        if let Some(slot) = self.slots.get_mut(index)
+            && slot.live.is_some()
+            && !slot.queued
+        {
+            slot.queued = true;
+            self.ready.push_back(index);
+        }
+    }
+
+    fn arm(&mut self, index: usize) {
+        if let Some(deadline) = self.live(index).map(|link| link.deadline()) {
+            self.alarm.arm(deadline);
+        }
+    }
+
+    fn live(&mut self, index: usize) -> Option<&mut Link> {
+        self.slots
+            .get_mut(index)?
+            .live
+            .as_mut()
+            .map(|(_, link)| link)
+    }
+
+    /// The place of a connection on this shard: pair by pair.
+    fn index(&self, conn: ConnId) -> Option<usize> {
+        let place = usize::from(conn.number().checked_sub(1)?);
+        let index = (place / 2 / self.shards.max(1)) * 2 + place % 2;
+        self.slots
+            .get(index)
+            .filter(|slot| slot.conn == conn)
+            .map(|_| index)
+    }
+}

@@ -1,0 +1,442 @@
+//! What the engine counts. One block per thread, written by that thread alone with plain relaxed
+//! stores, read by anyone as a snapshot. Counters, not logs, on the hot path.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crossbeam_utils::CachePadded;
+use serde::Serialize;
+
+use crate::clock::CpuTime;
+use crate::config::PoolLayout;
+use crate::ids::{ConnId, Role, ShardId, widen};
+
+/// A number with one writer and any readers. Adding is a load and a store, not a locked add.
+#[derive(Debug, Default)]
+pub(crate) struct Counter(AtomicU64);
+
+impl Counter {
+    pub(crate) fn add(&self, count: u64) {
+        self.0.store(
+            self.0.load(Ordering::Relaxed).wrapping_add(count),
+            Ordering::Relaxed,
+        );
+    }
+
+    pub(crate) fn set(&self, value: u64) {
+        self.0.store(value, Ordering::Relaxed);
+    }
+
+    pub(crate) fn raise(&self, value: u64) {
+        if value > self.total() {
+            self.set(value);
+        }
+    }
+
+    pub(crate) fn total(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Counted by each shard.
+#[derive(Debug, Default)]
+pub(crate) struct ShardCounters {
+    /// Data messages received, of all roles.
+    pub(crate) messages_received: Counter,
+    /// Handed to `Messages`.
+    pub(crate) messages_forwarded: Counter,
+    /// Dropped for want of room.
+    pub(crate) messages_dropped: Counter,
+    /// Handed to the registry.
+    pub(crate) lifecycle_forwarded: Counter,
+    /// Lifecycle frames nobody listens for.
+    pub(crate) lifecycle_discarded: Counter,
+    /// Holes in a sequence, on the wire.
+    pub(crate) sequence_gaps: Counter,
+    /// Slots in those holes.
+    pub(crate) messages_missed: Counter,
+    /// Numbers seen again.
+    pub(crate) duplicates: Counter,
+    /// Older numbers.
+    pub(crate) backward: Counter,
+    /// Replies and errors.
+    pub(crate) replies: Counter,
+    /// Replies that ended no command: unknown, late, doubled.
+    pub(crate) replies_unmatched: Counter,
+    /// Pings and pongs.
+    pub(crate) control_frames: Counter,
+    /// Binary frames, ignored.
+    pub(crate) binary_frames: Counter,
+    /// Data of a type the engine does not know, delivered.
+    pub(crate) unknown_types: Counter,
+    /// Frames without a readable envelope, delivered.
+    pub(crate) unreadable: Counter,
+    /// Plaintext bytes received.
+    pub(crate) bytes_received: Counter,
+    /// Reports the conductor's queue had no room for: a broken bound, always zero.
+    pub(crate) reports_lost: Counter,
+    /// Connections adopted and not yet lost.
+    pub(crate) connections: Counter,
+    /// Turns of the loop.
+    pub(crate) cycles: Counter,
+    /// Nanoseconds spent in turns, waiting excluded.
+    pub(crate) busy_ns: Counter,
+    /// The longest turn, in nanoseconds.
+    pub(crate) cycle_ns_max: Counter,
+    /// Nanoseconds since the thread's loop began.
+    pub(crate) wall_ns: Counter,
+    /// Thread CPU time, in nanoseconds.
+    pub(crate) cpu_ns: Counter,
+    /// The core it is verified to run on, plus one; zero for none.
+    pub(crate) core: Counter,
+}
+
+/// Error codes counted apart; others share the last place.
+const CODES: usize = 32;
+
+/// Counted by the conductor and the connector.
+#[derive(Debug, Default)]
+pub(crate) struct ControlCounters {
+    pub(crate) connections_healthy: [Counter; 4],
+    pub(crate) subscriptions: Counter,
+    /// Markets the exchange has confirmed.
+    pub(crate) markets: Counter,
+    /// Markets the registry wants.
+    pub(crate) markets_wanted: Counter,
+    /// Markets waiting because no connection was healthy.
+    pub(crate) no_healthy_connections: Counter,
+    /// Markets waiting because every connection was full.
+    pub(crate) pool_full: Counter,
+    pub(crate) attempts: Counter,
+    pub(crate) halted: Counter,
+    pub(crate) reconnects: Box<[Counter]>,
+    pub(crate) subscribe_errors: [[Counter; CODES]; 4],
+    pub(crate) commands_timed_out: Counter,
+    pub(crate) events_dropped: Counter,
+    pub(crate) conductor_cpu_ns: Counter,
+    pub(crate) connector_cpu_ns: Counter,
+    pub(crate) tls_resumed: Counter,
+    pub(crate) tls_full: Counter,
+}
+
+impl ControlCounters {
+    pub(crate) fn subscribe_error(&self, role: Role, code: i64) {
+        let place = usize::try_from(code).unwrap_or(0).min(CODES - 1);
+        if let Some(counter) = self
+            .subscribe_errors
+            .get(role.index())
+            .and_then(|codes| codes.get(place))
+        {
+            counter.add(1);
+        }
+    }
+
+    pub(crate) fn reconnect(&self, conn: ConnId) {
+        if let Some(counter) = self
+            .reconnects
+            .get(usize::from(conn.number()).saturating_sub(1))
+        {
+            counter.add(1);
+        }
+    }
+}
+
+/// All counters of one manager.
+#[derive(Debug)]
+pub(crate) struct Counters {
+    pub(crate) pool: PoolLayout,
+    pub(crate) shards: Vec<Arc<CachePadded<ShardCounters>>>,
+    pub(crate) control: Arc<CachePadded<ControlCounters>>,
+    pub(crate) consumed: Arc<CachePadded<Counter>>,
+}
+
+impl Counters {
+    pub(crate) fn new(
+        pool: PoolLayout,
+        shards: usize,
+        consumed: Arc<CachePadded<Counter>>,
+    ) -> Self {
+        let control = ControlCounters {
+            reconnects: (0..pool.connections())
+                .map(|_| Counter::default())
+                .collect(),
+            ..ControlCounters::default()
+        };
+        Self {
+            pool,
+            shards: (0..shards).map(|_| Arc::default()).collect(),
+            control: Arc::new(CachePadded::new(control)),
+            consumed,
+        }
+    }
+
+    /// Everything, read now.
+    pub(crate) fn snapshot(&self, abandoned: bool) -> Stats {
+        let sum = |counter: fn(&ShardCounters) -> &Counter| {
+            self.shards.iter().map(|shard| counter(shard).total()).sum()
+        };
+        let control = &*self.control;
+        let forwarded: u64 = sum(|shard| &shard.messages_forwarded);
+        let consumed = self.consumed.total();
+        let by_role = |counter: fn(&ControlCounters, Role) -> u64| {
+            Role::ALL.map(|role| (role, counter(control, role)))
+        };
+        let healthy = by_role(|c, role| {
+            c.connections_healthy
+                .get(role.index())
+                .map_or(0, Counter::total)
+        });
+        let shard_cpu: u64 = sum(|shard| &shard.cpu_ns);
+        Stats {
+            connections_total: widen(self.pool.connections()),
+            connections_healthy: healthy.iter().map(|(_, count)| count).sum(),
+            connections_healthy_by_role: healthy,
+            connections_halted: control.halted.total(),
+            connection_attempts: control.attempts.total(),
+            subscriptions_total: control.subscriptions.total(),
+            markets_total: control.markets.total(),
+            markets_wanted: control.markets_wanted.total(),
+            no_healthy_connections: control.no_healthy_connections.total(),
+            pool_full: control.pool_full.total(),
+            messages_received: sum(|shard| &shard.messages_received),
+            messages_forwarded: forwarded,
+            messages_consumed: consumed,
+            messages_abandoned: if abandoned {
+                forwarded.saturating_sub(consumed)
+            } else {
+                0
+            },
+            messages_dropped: sum(|shard| &shard.messages_dropped),
+            lifecycle_forwarded: sum(|shard| &shard.lifecycle_forwarded),
+            lifecycle_discarded: sum(|shard| &shard.lifecycle_discarded),
+            sequence_gaps: sum(|shard| &shard.sequence_gaps),
+            messages_missed: sum(|shard| &shard.messages_missed),
+            messages_duplicate: sum(|shard| &shard.duplicates),
+            messages_backward: sum(|shard| &shard.backward),
+            replies: sum(|shard| &shard.replies),
+            replies_unmatched: sum(|shard| &shard.replies_unmatched),
+            control_frames: sum(|shard| &shard.control_frames),
+            binary_frames: sum(|shard| &shard.binary_frames),
+            unknown_types: sum(|shard| &shard.unknown_types),
+            unreadable: sum(|shard| &shard.unreadable),
+            reports_lost: sum(|shard| &shard.reports_lost),
+            reconnects: control.reconnects.iter().map(Counter::total).sum(),
+            reconnects_by_connection: self
+                .pool
+                .iter()
+                .zip(control.reconnects.iter())
+                .map(|((conn, role), counter)| (conn, role, counter.total()))
+                .filter(|&(_, _, count)| count > 0)
+                .collect(),
+            subscribe_errors: subscribe_errors(control)
+                .iter()
+                .map(|error| error.count)
+                .sum(),
+            subscribe_errors_by_code: subscribe_errors(control),
+            commands_timed_out: control.commands_timed_out.total(),
+            events_dropped: control.events_dropped.total(),
+            tls_resumed: control.tls_resumed.total(),
+            tls_full: control.tls_full.total(),
+            bytes_received: sum(|shard| &shard.bytes_received),
+            cpu_ns: shard_cpu + control.conductor_cpu_ns.total() + control.connector_cpu_ns.total(),
+            shards: (0u16..)
+                .zip(&self.shards)
+                .map(|(id, shard)| shard_stats(id, shard))
+                .collect(),
+        }
+    }
+}
+
+fn subscribe_errors(control: &ControlCounters) -> Vec<SubscribeErrors> {
+    let mut errors = Vec::new();
+    for (role, codes) in Role::ALL.into_iter().zip(&control.subscribe_errors) {
+        for (code, counter) in (0i64..).zip(codes) {
+            let count = counter.total();
+            if count > 0 {
+                errors.push(SubscribeErrors {
+                    channel: role.channel(),
+                    code,
+                    count,
+                });
+            }
+        }
+    }
+    errors
+}
+
+fn shard_stats(id: u16, shard: &ShardCounters) -> ShardStats {
+    let wall_ns = shard.wall_ns.total();
+    ShardStats {
+        shard: ShardId::new(id),
+        core: usize::try_from(shard.core.total())
+            .ok()
+            .and_then(|core| core.checked_sub(1)),
+        connections: shard.connections.total(),
+        messages: shard.messages_received.total(),
+        cycles: shard.cycles.total(),
+        cycle_ns_max: shard.cycle_ns_max.total(),
+        busy_ratio: ratio(shard.busy_ns.total(), wall_ns),
+        cpu_ns: shard.cpu_ns.total(),
+    }
+}
+
+fn ratio(part: u64, whole: u64) -> f64 {
+    if whole == 0 {
+        return 0.0;
+    }
+    #[expect(
+        clippy::as_conversions,
+        reason = "a ratio for people; rounding is fine"
+    )]
+    {
+        part as f64 / whole as f64
+    }
+}
+
+/// A snapshot of everything the engine counts. Counts are since `start`, over all epochs.
+///
+/// `messages_received = messages_forwarded + messages_dropped + lifecycle_forwarded +
+/// lifecycle_discarded` once the engine is idle: data messages only, replies apart. Numbers of
+/// different threads are read one after another, so sums may be off by what happened meanwhile.
+///
+/// ```
+/// # fn show(handle: &kalshi_feed::Handle) {
+/// let stats = handle.stats();
+/// println!("{} of {} live", stats.connections_healthy, stats.connections_total);
+/// # }
+/// ```
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct Stats {
+    /// Connections in the pool.
+    pub connections_total: u64,
+    /// Connections live now.
+    pub connections_healthy: u64,
+    /// The same, role by role.
+    pub connections_healthy_by_role: [(Role, u64); 4],
+    /// Connections given up until an operator acts.
+    pub connections_halted: u64,
+    /// Attempts to connect.
+    pub connection_attempts: u64,
+    /// Subscriptions the exchange has confirmed and that are open.
+    pub subscriptions_total: u64,
+    /// Order-book markets the exchange has confirmed.
+    pub markets_total: u64,
+    /// Order-book markets the registry wants.
+    pub markets_wanted: u64,
+    /// Markets that had to wait because no connection was healthy.
+    pub no_healthy_connections: u64,
+    /// Markets that had to wait because every healthy connection was full.
+    pub pool_full: u64,
+    /// Data messages received.
+    pub messages_received: u64,
+    /// Of those, handed to `Messages`.
+    pub messages_forwarded: u64,
+    /// Of those, taken by the host.
+    pub messages_consumed: u64,
+    /// Handed over and never taken because `Messages` was dropped.
+    pub messages_abandoned: u64,
+    /// Dropped for want of room in `Messages`; each is in some later message's `gap_size`.
+    pub messages_dropped: u64,
+    /// Lifecycle frames handed to the registry.
+    pub lifecycle_forwarded: u64,
+    /// Lifecycle frames nobody listened for.
+    pub lifecycle_discarded: u64,
+    /// Holes in sequences, on the wire.
+    pub sequence_gaps: u64,
+    /// Slots in those holes.
+    pub messages_missed: u64,
+    /// Frames whose number was seen just before.
+    pub messages_duplicate: u64,
+    /// Frames with an older number.
+    pub messages_backward: u64,
+    /// Replies and errors from the exchange.
+    pub replies: u64,
+    /// Replies that ended no command: unknown, late or doubled.
+    pub replies_unmatched: u64,
+    /// Pings and pongs received.
+    pub control_frames: u64,
+    /// Binary frames received and ignored.
+    pub binary_frames: u64,
+    /// Data of types the engine does not know, delivered all the same.
+    pub unknown_types: u64,
+    /// Frames without a readable envelope, delivered all the same.
+    pub unreadable: u64,
+    /// Internal reports lost; anything but zero is a bug.
+    pub reports_lost: u64,
+    /// Returns to live after a connection was lost.
+    pub reconnects: u64,
+    /// The same, for each connection that had any.
+    pub reconnects_by_connection: Vec<(ConnId, Role, u64)>,
+    /// Commands the exchange refused.
+    pub subscribe_errors: u64,
+    /// The same, by channel and code.
+    pub subscribe_errors_by_code: Vec<SubscribeErrors>,
+    /// Commands without a reply in time.
+    pub commands_timed_out: u64,
+    /// Events the host's queue had no room for.
+    pub events_dropped: u64,
+    /// TLS handshakes resumed from a ticket.
+    pub tls_resumed: u64,
+    /// Full TLS handshakes.
+    pub tls_full: u64,
+    /// Bytes received, after decryption.
+    pub bytes_received: u64,
+    /// CPU time of the engine's threads, in nanoseconds.
+    pub cpu_ns: u64,
+    /// Shard by shard.
+    pub shards: Vec<ShardStats>,
+}
+
+/// Refusals of one channel with one code.
+///
+/// ```
+/// # fn show(errors: &kalshi_feed::SubscribeErrors) {
+/// println!("{} refused {} times with {}", errors.channel, errors.count, errors.code);
+/// # }
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct SubscribeErrors {
+    /// The channel's name.
+    pub channel: &'static str,
+    /// The exchange's code; 31 stands for all from there on, 0 for none.
+    pub code: i64,
+    /// How often.
+    pub count: u64,
+}
+
+/// One shard's figures.
+///
+/// ```
+/// # fn show(shard: &kalshi_feed::ShardStats) {
+/// println!("shard {} on {:?}: {:.0} % busy", shard.shard, shard.core, shard.busy_ratio * 100.0);
+/// # }
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct ShardStats {
+    /// Which shard.
+    pub shard: ShardId,
+    /// The core it is verified to be pinned to.
+    pub core: Option<usize>,
+    /// Its live connections.
+    pub connections: u64,
+    /// Data messages it received.
+    pub messages: u64,
+    /// Turns of its loop.
+    pub cycles: u64,
+    /// The longest turn, in nanoseconds of wall time.
+    pub cycle_ns_max: u64,
+    /// Part of the wall time spent in turns rather than waiting.
+    pub busy_ratio: f64,
+    /// CPU time of its thread, in nanoseconds.
+    pub cpu_ns: u64,
+}
+
+impl CpuTime {
+    /// Publishes the calling thread's CPU time.
+    pub(crate) fn publish(counter: &Counter) {
+        counter.set(crate::clock::thread_cpu().0);
+    }
+}

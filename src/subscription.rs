@@ -1,0 +1,639 @@
+//! What each connection should hold and what it holds: desired and observed, kept apart, and the
+//! next command that brings them closer. Pure; the conductor feeds it changes, comings and goings
+//! and outcomes, and sends the requests it asks for.
+//!
+//! A market is in one place or none. It is queued on its connection while desired and observed
+//! differ and nothing about it is in flight; what to do is decided when it is taken off the
+//! queue, so a thousand changes of one market cost one command. On the live exchange all markets
+//! of a connection share one sid: the first list opens it, others are added to it, single markets
+//! are deleted from it, and it is unsubscribed when the last one goes.
+
+use std::collections::{HashMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+
+use crate::assign::{Assigner, Unplaced};
+use crate::command::Outcome;
+use crate::ids::{ConnId, Role, Sid, Ticker, widen};
+use crate::request::Request;
+use crate::timer::after;
+
+/// Command texts stay under this many bytes of tickers.
+const COMMAND_BYTES_MAX: usize = 64_000;
+/// Delay after a refusal: the first, and the longest.
+const REFUSED_DELAY: Duration = Duration::from_secs(1);
+const REFUSED_DELAY_MAX: Duration = Duration::from_secs(60);
+/// The exchange's code for a sid it does not know.
+const UNKNOWN_SUBSCRIPTION: i64 = 7;
+
+/// How far a market's subscription is.
+///
+/// ```
+/// # fn show(handle: &kalshi_feed::Handle, ticker: &kalshi_feed::Ticker) {
+/// if let Some(info) = handle.subscription(ticker) {
+///     println!("{:?} on {:?}", info.state, info.conn);
+/// }
+/// # }
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum MarketState {
+    /// Not with the exchange: waiting for a connection or a command.
+    Waiting,
+    /// The command is in flight.
+    Subscribing,
+    /// The exchange has confirmed it.
+    Subscribed,
+    /// The command that ends it is in flight.
+    Unsubscribing,
+}
+
+/// Where a market is.
+///
+/// ```
+/// # fn show(info: &kalshi_feed::SubscriptionInfo) {
+/// println!("{} is {:?}", info.ticker, info.state);
+/// # }
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct SubscriptionInfo {
+    /// The market.
+    pub ticker: Ticker,
+    /// The connection it is assigned to.
+    pub conn: Option<ConnId>,
+    /// The subscription it shares with the other markets of that connection.
+    pub sid: Option<Sid>,
+    /// How far it is.
+    pub state: MarketState,
+}
+
+#[derive(Clone, Debug)]
+struct Market {
+    ticker: Ticker,
+    /// Its connection, and its place among that connection's members.
+    place: Option<(ConnId, usize)>,
+    wanted: bool,
+    state: MarketState,
+    /// In its connection's queue, or in the queue of those without a connection.
+    queued: bool,
+}
+
+/// A connection's subscription.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Line {
+    Closed,
+    Opening,
+    Open { sid: Sid, renew: bool },
+    Closing { sid: Sid },
+}
+
+impl Line {
+    fn sid(self) -> Option<Sid> {
+        match self {
+            Self::Open { sid, .. } | Self::Closing { sid } => Some(sid),
+            Self::Closed | Self::Opening => None,
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Member {
+    role: Role,
+    live: bool,
+    line: Line,
+    markets: Vec<usize>,
+    queue: VecDeque<usize>,
+    /// How many of its markets are wanted.
+    wanted: usize,
+    in_flight: usize,
+    /// Nothing is sent before this time, after a refusal.
+    hold: Option<Instant>,
+    refusals: u32,
+    /// The code of the last refusal to open.
+    refused: Option<i64>,
+}
+
+/// Bounds of the commands.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct CommandLimits {
+    pub(crate) chunk: usize,
+    pub(crate) in_flight: usize,
+}
+
+/// Desired and observed subscriptions of the whole pool.
+#[derive(Debug)]
+pub(crate) struct Subscriptions {
+    markets: Vec<Market>,
+    free: Vec<usize>,
+    index: HashMap<Ticker, usize>,
+    members: Vec<Member>,
+    /// Wanted, without a connection yet.
+    unplaced: VecDeque<usize>,
+    assigner: Assigner,
+    limits: CommandLimits,
+    wanted: u64,
+    confirmed: u64,
+}
+
+impl Subscriptions {
+    pub(crate) fn new(
+        pool: impl Iterator<Item = (ConnId, Role)>,
+        markets_per_connection: usize,
+        limits: CommandLimits,
+    ) -> Self {
+        let roles: Vec<_> = pool.collect();
+        let books = roles.iter().filter(|(_, role)| *role == Role::Orderbook);
+        let first = books
+            .clone()
+            .next()
+            .map_or(ConnId::new(1), |&(conn, _)| conn);
+        let assigner = Assigner::new(first, books.count(), markets_per_connection);
+        let members = roles.iter().map(|&(_, role)| Member {
+            role,
+            live: false,
+            line: Line::Closed,
+            markets: Vec::new(),
+            queue: VecDeque::new(),
+            wanted: 0,
+            in_flight: 0,
+            hold: None,
+            refusals: 0,
+            refused: None,
+        });
+        Self {
+            markets: Vec::new(),
+            free: Vec::new(),
+            index: HashMap::new(),
+            members: members.collect(),
+            unplaced: VecDeque::new(),
+            assigner,
+            limits,
+            wanted: 0,
+            confirmed: 0,
+        }
+    }
+
+    // What should be.
+
+    /// The registry wants this market's book.
+    pub(crate) fn want(&mut self, ticker: &Ticker) {
+        let index = match self.index.get(ticker) {
+            Some(&index) => index,
+            None => self.insert(ticker),
+        };
+        self.change(index, true);
+    }
+
+    /// The registry wants it no more.
+    pub(crate) fn unwant(&mut self, ticker: &Ticker) {
+        if let Some(&index) = self.index.get(ticker) {
+            self.change(index, false);
+        }
+    }
+
+    fn insert(&mut self, ticker: &Ticker) -> usize {
+        let market = Market {
+            ticker: ticker.clone(),
+            place: None,
+            wanted: false,
+            state: MarketState::Waiting,
+            queued: false,
+        };
+        let index = match self.free.pop() {
+            Some(index) => {
+                if let Some(place) = self.markets.get_mut(index) {
+                    *place = market;
+                }
+                index
+            }
+            None => {
+                self.markets.push(market);
+                self.markets.len() - 1
+            }
+        };
+        self.index.insert(ticker.clone(), index);
+        index
+    }
+
+    fn change(&mut self, index: usize, wanted: bool) {
+        let Some(market) = self.markets.get_mut(index) else {
+            return;
+        };
+        if market.wanted == wanted {
+            return;
+        }
+        market.wanted = wanted;
+        self.wanted = if wanted {
+            self.wanted + 1
+        } else {
+            self.wanted - 1
+        };
+        let place = market.place;
+        if let Some(member) = place.and_then(|(conn, _)| self.member(conn)) {
+            member.wanted = if wanted {
+                member.wanted + 1
+            } else {
+                member.wanted - 1
+            };
+        }
+        self.enqueue(index);
+    }
+
+    /// Queues a market where it belongs, once.
+    fn enqueue(&mut self, index: usize) {
+        let Some(market) = self.markets.get_mut(index) else {
+            return;
+        };
+        if std::mem::replace(&mut market.queued, true) {
+            return;
+        }
+        let place = market.place;
+        match place.and_then(|(conn, _)| self.member(conn)) {
+            Some(member) => member.queue.push_back(index),
+            None => self.unplaced.push_back(index),
+        }
+    }
+
+    /// Gives waiting markets a connection while there is one; says why it stopped, if it did
+    /// before all had one.
+    pub(crate) fn place(&mut self) -> Option<Unplaced> {
+        while let Some(&index) = self.unplaced.front() {
+            let market = self.markets.get(index)?;
+            if !market.wanted {
+                self.unplaced.pop_front();
+                self.release(index);
+                continue;
+            }
+            let conn = match self.assigner.place() {
+                Ok(conn) => conn,
+                Err(reason) => return Some(reason),
+            };
+            self.unplaced.pop_front();
+            let member = self.member(conn)?;
+            member.markets.push(index);
+            member.wanted += 1;
+            let position = member.markets.len() - 1;
+            if let Some(market) = self.markets.get_mut(index) {
+                market.place = Some((conn, position));
+                market.queued = false;
+            }
+            self.enqueue(index);
+        }
+        None
+    }
+
+    /// Forgets a market that is neither wanted nor with the exchange.
+    fn release(&mut self, index: usize) {
+        let Some(market) = self.markets.get_mut(index) else {
+            return;
+        };
+        market.queued = false;
+        let ticker = market.ticker.clone();
+        if let Some((conn, position)) = market.place.take() {
+            self.assigner.unplace(conn);
+            let moved = self.member(conn).and_then(|member| {
+                member.markets.swap_remove(position);
+                member.markets.get(position).copied()
+            });
+            if let Some(moved) = moved.and_then(|moved| self.markets.get_mut(moved)) {
+                moved.place = Some((conn, position));
+            }
+        }
+        self.index.remove(&ticker);
+        self.free.push(index);
+    }
+
+    // What is.
+
+    /// The connection is live in a new epoch: nothing is subscribed on it yet.
+    pub(crate) fn up(&mut self, conn: ConnId) {
+        if let Some(member) = self.member(conn) {
+            member.live = true;
+        }
+        self.assigner.health(conn, true);
+    }
+
+    /// Nothing more can be sent on the connection; `down` follows.
+    pub(crate) fn losing(&mut self, conn: ConnId) {
+        if let Some(member) = self.member(conn) {
+            member.live = false;
+        }
+        self.assigner.health(conn, false);
+    }
+
+    /// The connection is gone and its subscription with it: all its markets are queued again.
+    pub(crate) fn down(&mut self, conn: ConnId) {
+        self.losing(conn);
+        let Some(member) = self.member(conn) else {
+            return;
+        };
+        member.line = Line::Closed;
+        member.in_flight = 0;
+        member.hold = None;
+        member.refusals = 0;
+        member.refused = None;
+        self.forget_all(conn);
+    }
+
+    /// Every market of the connection is off the exchange: wanted ones queue, others are released.
+    fn forget_all(&mut self, conn: ConnId) {
+        let Some(markets) = self.member(conn).map(|member| member.markets.clone()) else {
+            return;
+        };
+        for index in markets {
+            self.settle(index, MarketState::Waiting);
+        }
+    }
+
+    /// A market's state with the exchange is now this; what differs from what should be, queues.
+    fn settle(&mut self, index: usize, state: MarketState) {
+        let Some(market) = self.markets.get_mut(index) else {
+            return;
+        };
+        let was = std::mem::replace(&mut market.state, state);
+        let (wanted, queued) = (market.wanted, market.queued);
+        match (
+            was == MarketState::Subscribed,
+            state == MarketState::Subscribed,
+        ) {
+            (false, true) => self.confirmed += 1,
+            (true, false) => self.confirmed -= 1,
+            _ => {}
+        }
+        match (wanted, state) {
+            (true, MarketState::Waiting) | (false, MarketState::Subscribed) => self.enqueue(index),
+            // One still queued is released when it is taken off the queue.
+            (false, MarketState::Waiting) if !queued => self.release(index),
+            _ => {}
+        }
+    }
+
+    /// The subscription is over or out of step: it is ended and opened anew.
+    pub(crate) fn renew(&mut self, conn: ConnId, sid: Sid) {
+        if let Some(member) = self.member(conn)
+            && matches!(member.line, Line::Open { sid: open, .. } if open == sid)
+        {
+            member.line = Line::Open { sid, renew: true };
+        }
+    }
+
+    // What to do.
+
+    /// The next command for this connection, if it may have one now. It counts as in flight.
+    pub(crate) fn next_request(&mut self, conn: ConnId, now: Instant) -> Option<Request> {
+        let limit = self.limits.in_flight;
+        let member = self.member(conn)?;
+        if !member.live || member.in_flight >= limit || member.hold.is_some_and(|hold| hold > now) {
+            return None;
+        }
+        let (role, line, idle) = (member.role, member.line, member.in_flight == 0);
+        // An order-book subscription whose last wanted market is gone.
+        let unwanted = !role.is_global() && member.wanted == 0;
+        let request = match line {
+            Line::Opening | Line::Closing { .. } => return None,
+            Line::Closed if role.is_global() => Request::Subscribe {
+                role,
+                markets: Vec::new(),
+            },
+            Line::Closed => {
+                let (markets, _) = self.take(conn)?;
+                Request::Subscribe { role, markets }
+            }
+            Line::Open { sid, renew } if renew || unwanted => {
+                // Alone, so that what it ends is settled.
+                idle.then_some(Request::Unsubscribe { sid })?
+            }
+            Line::Open { sid, .. } => match self.take(conn)? {
+                (markets, true) => Request::Add { sid, markets },
+                (markets, false) => Request::Delete { sid, markets },
+            },
+        };
+        self.sent(conn, &request);
+        Some(request)
+    }
+
+    fn sent(&mut self, conn: ConnId, request: &Request) {
+        let Some(member) = self.member(conn) else {
+            return;
+        };
+        member.in_flight += 1;
+        let leaving = match request {
+            Request::Subscribe { .. } => {
+                member.line = Line::Opening;
+                return;
+            }
+            Request::Unsubscribe { sid } => {
+                member.line = Line::Closing { sid: *sid };
+                member.markets.clone()
+            }
+            Request::Add { .. } | Request::Delete { .. } => return,
+        };
+        for index in leaving {
+            let subscribed = self.markets.get(index).map(|market| market.state);
+            if subscribed == Some(MarketState::Subscribed) {
+                self.settle(index, MarketState::Unsubscribing);
+            }
+        }
+    }
+
+    /// Takes markets off the queue that all need the same: to be added (true) or deleted. The
+    /// others keep their place.
+    fn take(&mut self, conn: ConnId) -> Option<(Vec<Ticker>, bool)> {
+        let chunk = self.limits.chunk;
+        let (mut taken, mut later) = (Vec::new(), Vec::new());
+        let (mut adding, mut bytes) = (None, 0);
+        while taken.len() < chunk && later.len() < chunk && bytes < COMMAND_BYTES_MAX {
+            let Some(index) = self.member(conn)?.queue.pop_front() else {
+                break;
+            };
+            let Some(market) = self.markets.get_mut(index) else {
+                continue;
+            };
+            let add = match (market.wanted, market.state) {
+                (true, MarketState::Waiting) => true,
+                (false, MarketState::Subscribed) => false,
+                (false, MarketState::Waiting) => {
+                    self.release(index);
+                    continue;
+                }
+                // Changed its mind, or in flight: nothing to do now.
+                _ => {
+                    market.queued = false;
+                    continue;
+                }
+            };
+            if *adding.get_or_insert(add) != add {
+                later.push(index);
+                continue;
+            }
+            market.queued = false;
+            bytes += market.ticker.as_str().len() + 3;
+            taken.push(market.ticker.clone());
+            let state = if add {
+                MarketState::Subscribing
+            } else {
+                MarketState::Unsubscribing
+            };
+            self.settle(index, state);
+        }
+        let member = self.member(conn)?;
+        for index in later.into_iter().rev() {
+            member.queue.push_front(index);
+        }
+        Some((taken, adding?))
+    }
+
+    /// A command ended.
+    pub(crate) fn ended(
+        &mut self,
+        conn: ConnId,
+        request: &Request,
+        outcome: Outcome,
+        sid: Option<Sid>,
+        now: Instant,
+    ) {
+        let Some(member) = self.member(conn) else {
+            return;
+        };
+        member.in_flight = member.in_flight.saturating_sub(1);
+        match outcome {
+            Outcome::ConnectionLost => return self.losing(conn),
+            Outcome::Ok => {
+                member.refusals = 0;
+                member.refused = None;
+            }
+            Outcome::TimedOut => {}
+            Outcome::Rejected { code } => {
+                let doubled = REFUSED_DELAY * 2u32.saturating_pow(member.refusals.min(10));
+                member.refusals = member.refusals.saturating_add(1);
+                member.hold = Some(after(now, doubled.min(REFUSED_DELAY_MAX)));
+                member.refused = Some(code);
+            }
+        }
+        let line = member.line;
+        match (request, outcome) {
+            (Request::Subscribe { markets, .. }, Outcome::Ok) => {
+                member.line = sid.map_or(Line::Closed, |sid| Line::Open { sid, renew: false });
+                self.settle_all(markets, MarketState::Subscribed);
+            }
+            (Request::Subscribe { markets, .. }, _) => {
+                member.line = Line::Closed;
+                self.settle_all(markets, MarketState::Waiting);
+            }
+            // Of a subscription closed meanwhile: its markets were settled then.
+            _ if request.sid() != line.sid() => {}
+            (
+                _,
+                Outcome::Rejected {
+                    code: UNKNOWN_SUBSCRIPTION,
+                },
+            )
+            | (Request::Unsubscribe { .. }, Outcome::Ok) => self.closed(conn),
+            (Request::Add { markets, .. }, Outcome::Ok) => {
+                self.settle_all(markets, MarketState::Subscribed);
+            }
+            (Request::Delete { markets, .. }, Outcome::Ok) | (Request::Add { markets, .. }, _) => {
+                self.settle_all(markets, MarketState::Waiting);
+            }
+            (Request::Delete { markets, .. }, _) => {
+                self.settle_all(markets, MarketState::Subscribed);
+            }
+            (Request::Unsubscribe { sid }, _) => {
+                // Ended or not, we do not know; asking again finds out.
+                member.line = Line::Open {
+                    sid: *sid,
+                    renew: true,
+                };
+            }
+        }
+    }
+
+    /// The exchange has no subscription of ours on this connection any more.
+    fn closed(&mut self, conn: ConnId) {
+        if let Some(member) = self.member(conn) {
+            member.line = Line::Closed;
+            member.hold = None;
+        }
+        self.forget_all(conn);
+    }
+
+    fn settle_all(&mut self, tickers: &[Ticker], state: MarketState) {
+        for ticker in tickers {
+            if let Some(&index) = self.index.get(ticker) {
+                self.settle(index, state);
+            }
+        }
+    }
+
+    // Questions.
+
+    /// When a refused connection may be tried again, if one with something to say is held.
+    pub(crate) fn next_deadline(&self, now: Instant) -> Option<Instant> {
+        let held = self.members.iter().filter(|member| member.live);
+        held.filter_map(|member| member.hold)
+            .filter(|&hold| hold > now)
+            .min()
+    }
+
+    /// Whether the connection's subscription is open.
+    pub(crate) fn is_open(&self, conn: ConnId) -> bool {
+        let member = self.members.get(place_of(conn));
+        member.is_some_and(|member| matches!(member.line, Line::Open { .. }))
+    }
+
+    /// The code with which the exchange last refused to open it.
+    pub(crate) fn refused(&self, conn: ConnId) -> Option<i64> {
+        self.members.get(place_of(conn))?.refused
+    }
+
+    /// Open subscriptions.
+    pub(crate) fn open(&self) -> u64 {
+        let open = |member: &&Member| matches!(member.line, Line::Open { .. });
+        widen(self.members.iter().filter(open).count())
+    }
+
+    /// Markets wanted, and markets confirmed by the exchange.
+    pub(crate) fn totals(&self) -> (u64, u64) {
+        (self.wanted, self.confirmed)
+    }
+
+    /// Where a market is.
+    pub(crate) fn info(&self, ticker: &Ticker) -> Option<SubscriptionInfo> {
+        let &index = self.index.get(ticker)?;
+        self.markets.get(index).map(|market| self.info_of(market))
+    }
+
+    /// Where every market is, in order of first mention.
+    pub(crate) fn all(&self) -> Vec<SubscriptionInfo> {
+        let known = |index: &usize, market: &&Market| self.index.get(&market.ticker) == Some(index);
+        let markets = self.markets.iter().enumerate();
+        markets
+            .filter(|(index, market)| known(index, market))
+            .map(|(_, market)| self.info_of(market))
+            .collect()
+    }
+
+    fn info_of(&self, market: &Market) -> SubscriptionInfo {
+        let conn = market.place.map(|(conn, _)| conn);
+        let member = conn.and_then(|conn| self.members.get(place_of(conn)));
+        let sid = member.and_then(|member| member.line.sid());
+        SubscriptionInfo {
+            ticker: market.ticker.clone(),
+            conn,
+            sid,
+            state: market.state,
+        }
+    }
+
+    fn member(&mut self, conn: ConnId) -> Option<&mut Member> {
+        self.members.get_mut(place_of(conn))
+    }
+}
+
+/// A connection's place in the list; none for number zero.
+fn place_of(conn: ConnId) -> usize {
+    usize::from(conn.number()).wrapping_sub(1)
+}

@@ -1,0 +1,365 @@
+//! The edge to the network: TCP and TLS on a mio poll. The connector and the shards reach sockets
+//! only through [`Transport`], so that tests can put a scripted network in its place.
+//!
+//! One large `recv` feeds rustls from memory, since its own reads are 4 KiB each, and plaintext is
+//! drained before every further step. Registration is edge-triggered: whoever gets `more` must
+//! come back without waiting for another event.
+
+use std::io::{self, BufRead, Read, Write};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use mio::net::TcpStream;
+use mio::{Events, Interest, Poll, Token, Waker};
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, ClientConnection, HandshakeKind};
+
+use crate::clock::{self, Stamp};
+use crate::error::Cause;
+
+/// What one `recv` asks for.
+pub(crate) const RECV_BYTES: usize = 64 << 10;
+/// Events taken from one poll.
+const EVENTS_MAX: usize = 1_024;
+const WAKER: Token = Token(usize::MAX);
+
+/// What a read gave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Received {
+    /// Bytes, perhaps none of them plaintext; `more` when another read may give more.
+    Some { more: bool, at: Stamp },
+    /// Nothing until the next readable event.
+    Blocked,
+    /// The peer will send nothing more.
+    Ended,
+}
+
+/// A link with something to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Ready {
+    pub(crate) token: usize,
+    /// The peer has shut its side: read until the end, whatever a short read suggests.
+    pub(crate) read_closed: bool,
+}
+
+/// The network as the engine sees it. Nothing here blocks but `wait`.
+pub(crate) trait Transport {
+    /// One connection, moved between threads once, when the connector hands it over.
+    type Link: Send + 'static;
+
+    /// Begins a TCP connection.
+    fn dial(&mut self, address: SocketAddr) -> Result<Self::Link, Cause>;
+    /// Asks for the link's events under `token`.
+    fn register(&mut self, link: &mut Self::Link, token: usize) -> Result<(), Cause>;
+    /// Asks for no more of them.
+    fn deregister(&mut self, link: &mut Self::Link);
+    /// Whether TCP is established.
+    fn connected(&mut self, link: &mut Self::Link) -> Result<bool, Cause>;
+    /// Drives the TLS handshake; true when it is done.
+    fn secure(&mut self, link: &mut Self::Link) -> Result<bool, Cause>;
+    /// Whether the handshake resumed a session; none without TLS.
+    fn resumed(&self, link: &Self::Link) -> Option<bool>;
+    /// Reads once and appends the plaintext.
+    fn receive(&mut self, link: &mut Self::Link, plain: &mut Vec<u8>) -> Result<Received, Cause>;
+    /// Takes bytes off the front of `bytes` and sends as much as the socket accepts; true when
+    /// nothing is left waiting on our side.
+    fn send(&mut self, link: &mut Self::Link, bytes: &mut Vec<u8>) -> Result<bool, Cause>;
+    /// Our end's address.
+    fn local_addr(&self, link: &Self::Link) -> Option<SocketAddr>;
+    /// Waits for events, a wake-up or the timeout.
+    fn wait(&mut self, timeout: Option<Duration>, ready: &mut Vec<Ready>) -> io::Result<()>;
+    /// The time of a read.
+    fn stamp(&self) -> Stamp;
+}
+
+/// TCP and TLS.
+pub(crate) struct TcpTransport {
+    poll: Poll,
+    events: Events,
+    tls: Option<(Arc<ClientConfig>, ServerName<'static>)>,
+    scratch: Box<[u8]>,
+}
+
+/// One TCP connection, with TLS unless the url said `ws://`.
+pub(crate) struct TcpLink {
+    socket: TcpStream,
+    peer: SocketAddr,
+    tls: Option<Box<ClientConnection>>,
+}
+
+impl TcpTransport {
+    /// A transport with its own poll, and the waker that interrupts its `wait`.
+    pub(crate) fn new(
+        tls: Option<(Arc<ClientConfig>, ServerName<'static>)>,
+    ) -> io::Result<(Self, Arc<Waker>)> {
+        let poll = Poll::new()?;
+        let waker = Arc::new(Waker::new(poll.registry(), WAKER)?);
+        let events = Events::with_capacity(EVENTS_MAX);
+        let scratch = vec![0; RECV_BYTES].into_boxed_slice();
+        Ok((
+            Self {
+                poll,
+                events,
+                tls,
+                scratch,
+            },
+            waker,
+        ))
+    }
+}
+
+impl Transport for TcpTransport {
+    type Link = TcpLink;
+
+    fn dial(&mut self, peer: SocketAddr) -> Result<TcpLink, Cause> {
+        let socket = TcpStream::connect(peer).map_err(|error| io_cause(&error, peer))?;
+        socket
+            .set_nodelay(true)
+            .map_err(|error| io_cause(&error, peer))?;
+        let tls = match &self.tls {
+            None => None,
+            Some((config, name)) => {
+                let tls = ClientConnection::new(Arc::clone(config), name.clone());
+                Some(Box::new(tls.map_err(tls_cause)?))
+            }
+        };
+        Ok(TcpLink { socket, peer, tls })
+    }
+
+    fn register(&mut self, link: &mut TcpLink, token: usize) -> Result<(), Cause> {
+        let interest = Interest::READABLE | Interest::WRITABLE;
+        self.poll
+            .registry()
+            .register(&mut link.socket, Token(token), interest)
+            .map_err(|error| Cause::Local {
+                message: format!("cannot watch a socket: {error}"),
+            })
+    }
+
+    fn deregister(&mut self, link: &mut TcpLink) {
+        // Refused only when it was not registered, and then there is nothing to undo.
+        self.poll
+            .registry()
+            .deregister(&mut link.socket)
+            .unwrap_or_default();
+    }
+
+    fn connected(&mut self, link: &mut TcpLink) -> Result<bool, Cause> {
+        if let Some(error) = link.socket.take_error().ok().flatten() {
+            return Err(io_cause(&error, link.peer));
+        }
+        match link.socket.peer_addr() {
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(false),
+            Err(error) => Err(io_cause(&error, link.peer)),
+        }
+    }
+
+    fn secure(&mut self, link: &mut TcpLink) -> Result<bool, Cause> {
+        let TcpLink {
+            socket,
+            peer,
+            tls: Some(tls),
+        } = link
+        else {
+            return Ok(true);
+        };
+        loop {
+            write_out(socket, tls, *peer)?;
+            if !tls.is_handshaking() {
+                return Ok(true);
+            }
+            match socket.read(&mut self.scratch) {
+                Ok(0) => {
+                    return Err(Cause::Tls {
+                        message: "ended during the handshake".into(),
+                    });
+                }
+                Ok(count) => {
+                    let mut bytes = self.scratch.get(..count).unwrap_or_default();
+                    while !bytes.is_empty() {
+                        feed(tls, &mut bytes).inspect_err(|_| tell_alert(socket, tls))?;
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(io_cause(&error, *peer)),
+            }
+        }
+    }
+
+    fn resumed(&self, link: &TcpLink) -> Option<bool> {
+        let kind = link.tls.as_ref()?.handshake_kind()?;
+        Some(kind == HandshakeKind::Resumed)
+    }
+
+    fn receive(&mut self, link: &mut TcpLink, plain: &mut Vec<u8>) -> Result<Received, Cause> {
+        let count = match link.socket.read(&mut self.scratch) {
+            Ok(0) => return Ok(Received::Ended),
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                return Ok(Received::Blocked);
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {
+                return Ok(Received::Some {
+                    more: true,
+                    at: clock::stamp(),
+                });
+            }
+            Err(error) => return Err(io_cause(&error, link.peer)),
+        };
+        let at = clock::stamp();
+        let more = count == self.scratch.len();
+        let mut bytes = self.scratch.get(..count).unwrap_or_default();
+        let Some(tls) = &mut link.tls else {
+            plain.extend_from_slice(bytes);
+            return Ok(Received::Some { more, at });
+        };
+        while !bytes.is_empty() {
+            let closed =
+                feed(tls, &mut bytes).inspect_err(|_| tell_alert(&mut link.socket, tls))?;
+            drain(tls, plain);
+            if closed {
+                return Ok(Received::Ended);
+            }
+        }
+        if tls.wants_write() {
+            write_out(&mut link.socket, tls, link.peer)?;
+        }
+        Ok(Received::Some { more, at })
+    }
+
+    fn send(&mut self, link: &mut TcpLink, bytes: &mut Vec<u8>) -> Result<bool, Cause> {
+        let TcpLink { socket, peer, tls } = link;
+        let Some(tls) = tls else {
+            while !bytes.is_empty() {
+                match socket.write(bytes) {
+                    Ok(count) => drop(bytes.drain(..count)),
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    Err(error) => return Err(io_cause(&error, *peer)),
+                }
+            }
+            return Ok(true);
+        };
+        loop {
+            // A short write, down to nothing, only means that rustls holds enough for now.
+            let taken = tls
+                .writer()
+                .write(bytes)
+                .map_err(|error| io_cause(&error, *peer))?;
+            bytes.drain(..taken);
+            let written = write_out(socket, tls, *peer)?;
+            if !written || bytes.is_empty() {
+                return Ok(written && bytes.is_empty());
+            }
+        }
+    }
+
+    fn local_addr(&self, link: &TcpLink) -> Option<SocketAddr> {
+        link.socket.local_addr().ok()
+    }
+
+    fn wait(&mut self, timeout: Option<Duration>, ready: &mut Vec<Ready>) -> io::Result<()> {
+        match self.poll.poll(&mut self.events, timeout) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(()),
+            Err(error) => return Err(error),
+        }
+        ready.extend(
+            self.events
+                .iter()
+                .filter(|event| event.token() != WAKER)
+                .map(|event| {
+                    let read_closed = event.is_read_closed() || event.is_error();
+                    Ready {
+                        token: event.token().0,
+                        read_closed,
+                    }
+                }),
+        );
+        Ok(())
+    }
+
+    fn stamp(&self) -> Stamp {
+        clock::stamp()
+    }
+}
+
+/// Gives rustls the next of the bytes; true when the peer has closed its side of TLS.
+fn feed(tls: &mut ClientConnection, bytes: &mut &[u8]) -> Result<bool, Cause> {
+    tls.read_tls(bytes).map_err(|error| Cause::Tls {
+        message: error.to_string(),
+    })?;
+    let state = tls.process_new_packets().map_err(tls_cause)?;
+    if state.peer_has_closed() {
+        *bytes = &[];
+    }
+    Ok(state.peer_has_closed())
+}
+
+/// Moves all plaintext out of rustls.
+fn drain(tls: &mut ClientConnection, plain: &mut Vec<u8>) {
+    let mut reader = tls.reader();
+    while let Ok(chunk) = reader.fill_buf() {
+        let count = chunk.len();
+        if count == 0 {
+            return;
+        }
+        plain.extend_from_slice(chunk);
+        reader.consume(count);
+    }
+}
+
+/// Writes what rustls holds; true when nothing is left.
+fn write_out(
+    socket: &mut TcpStream,
+    tls: &mut ClientConnection,
+    peer: SocketAddr,
+) -> Result<bool, Cause> {
+    while tls.wants_write() {
+        match tls.write_tls(socket) {
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(io_cause(&error, peer)),
+        }
+    }
+    Ok(true)
+}
+
+/// After a TLS error, one try at telling the peer why; the connection ends either way.
+fn tell_alert(socket: &mut TcpStream, tls: &mut ClientConnection) {
+    tls.write_tls(socket).unwrap_or_default();
+}
+
+fn io_cause(error: &io::Error, peer: SocketAddr) -> Cause {
+    match error.kind() {
+        io::ErrorKind::ConnectionReset
+        | io::ErrorKind::ConnectionAborted
+        | io::ErrorKind::BrokenPipe => Cause::Reset,
+        _ if matches!(error.raw_os_error(), Some(EMFILE | ENFILE)) => Cause::Local {
+            message: format!("{error}; raise the limit of open files (ulimit -n)"),
+        },
+        _ => Cause::Tcp {
+            address: peer.to_string(),
+            message: error.to_string(),
+        },
+    }
+}
+
+/// Too many open files, in this process and in the system (Linux).
+const EMFILE: i32 = 24;
+const ENFILE: i32 = 23;
+
+fn tls_cause(error: rustls::Error) -> Cause {
+    match error {
+        rustls::Error::InvalidCertificate(reason) => Cause::Certificate {
+            message: reason.to_string(),
+        },
+        error => Cause::Tls {
+            message: error.to_string(),
+        },
+    }
+}

@@ -1,0 +1,273 @@
+//! Reads the answer to the upgrade: the 101 that makes a WebSocket, or the refusal and what it
+//! says. Pure; the bytes after a 101 are the connection's first frames and are kept.
+
+use std::time::{Duration, SystemTime};
+
+use tungstenite::handshake::client::Response;
+use tungstenite::handshake::derive_accept_key;
+use tungstenite::handshake::machine::TryParse;
+use tungstenite::http::HeaderMap;
+
+use crate::error::Cause;
+
+/// The longest answer header accepted.
+const HEADER_BYTES_MAX: usize = 64 << 10;
+/// How much of a refusal's body is waited for, and how much of it is shown.
+const BODY_BYTES_MAX: usize = 4 << 10;
+const DETAIL_CHARS_MAX: usize = 200;
+
+/// What the bytes so far amount to.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Answer {
+    /// More bytes are needed.
+    Partial,
+    /// A WebSocket; the frames begin at this offset.
+    Accepted { offset: usize },
+    /// Something else, and what the server's clock says, if it says.
+    Refused {
+        cause: Cause,
+        date: Option<SystemTime>,
+    },
+}
+
+/// Reads the answer to a request made with `key`. `ended` means that no more bytes will come.
+pub(crate) fn read(bytes: &[u8], key: &str, wall: SystemTime, ended: bool) -> Answer {
+    let (offset, response) = match Response::try_parse(bytes) {
+        Ok(Some(parsed)) => parsed,
+        Ok(None) if bytes.len() > HEADER_BYTES_MAX => return not_websocket("endless header"),
+        Ok(None) if ended => return not_websocket("the stream ended within the header"),
+        Ok(None) => return Answer::Partial,
+        Err(error) => return not_websocket(&error.to_string()),
+    };
+    let status = response.status().as_u16();
+    if status == 101 {
+        return match check_accepted(response.headers(), key) {
+            Ok(()) => Answer::Accepted { offset },
+            Err(cause) => Answer::Refused { cause, date: None },
+        };
+    }
+    let body = bytes.get(offset..).unwrap_or_default();
+    if !ended && !is_whole(response.headers(), body) {
+        return Answer::Partial;
+    }
+    let headers = response.headers();
+    let cause = Cause::Upgrade {
+        status,
+        detail: detail(body),
+        retry_after: text(headers, "retry-after").and_then(|value| retry_after(value, wall)),
+    };
+    let date = text(headers, "date").and_then(|value| httpdate::parse_http_date(value).ok());
+    Answer::Refused { cause, date }
+}
+
+fn not_websocket(message: &str) -> Answer {
+    let cause = Cause::Handshake {
+        message: message.to_owned(),
+    };
+    Answer::Refused { cause, date: None }
+}
+
+/// The rules of RFC 6455, section 4.1, for a 101. We ask for no extension and no subprotocol.
+fn check_accepted(headers: &HeaderMap, key: &str) -> Result<(), Cause> {
+    let handshake = |message: &str| {
+        Err(Cause::Handshake {
+            message: message.to_owned(),
+        })
+    };
+    if !text(headers, "upgrade").is_some_and(|value| value.eq_ignore_ascii_case("websocket")) {
+        return handshake("a 101 without `Upgrade: websocket`");
+    }
+    let tokens = text(headers, "connection").unwrap_or_default();
+    if !tokens
+        .split(',')
+        .any(|token| token.trim().eq_ignore_ascii_case("upgrade"))
+    {
+        return handshake("a 101 without `Connection: Upgrade`");
+    }
+    if text(headers, "sec-websocket-accept") != Some(derive_accept_key(key.as_bytes()).as_str()) {
+        return handshake("a 101 whose accept key does not match the request");
+    }
+    for name in ["sec-websocket-extensions", "sec-websocket-protocol"] {
+        if let Some(value) = headers.get(name) {
+            let value = String::from_utf8_lossy(value.as_bytes());
+            return Err(Cause::Extension {
+                name: shorten(&value),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Whether the body announced has come, as far as anyone will read it.
+fn is_whole(headers: &HeaderMap, body: &[u8]) -> bool {
+    if body.len() >= BODY_BYTES_MAX {
+        return true;
+    }
+    let length = text(headers, "content-length").and_then(|value| value.parse::<usize>().ok());
+    let chunked = text(headers, "transfer-encoding").is_some();
+    match length {
+        Some(length) => body.len() >= length,
+        None if chunked => body.windows(5).any(|end| end == b"0\r\n\r\n"),
+        None => true,
+    }
+}
+
+/// The code, message and details of the exchange's JSON error; otherwise the text itself.
+fn detail(body: &[u8]) -> String {
+    let json = body
+        .iter()
+        .position(|&byte| byte == b'{')
+        .and_then(|start| body.get(start..));
+    let first = json
+        .map(serde_json::Deserializer::from_slice)
+        .and_then(|source| source.into_iter::<serde_json::Value>().next()?.ok());
+    let parts = first
+        .as_ref()
+        .and_then(|value| value.get("error"))
+        .map(|error| {
+            let part = |name: &str| error.get(name).and_then(|value| value.as_str());
+            let mut parts: Vec<_> = ["code", "details"].into_iter().filter_map(part).collect();
+            if parts.is_empty() {
+                parts.extend(part("message"));
+            }
+            parts.join(" ")
+        });
+    shorten(&parts.unwrap_or_else(|| String::from_utf8_lossy(body).into_owned()))
+}
+
+fn shorten(text: &str) -> String {
+    let printable = text
+        .trim()
+        .chars()
+        .map(|c| if c.is_control() { ' ' } else { c });
+    printable.take(DETAIL_CHARS_MAX).collect()
+}
+
+/// Seconds or a date (RFC 9110, section 10.2.3).
+fn retry_after(value: &str, wall: SystemTime) -> Option<Duration> {
+    if let Ok(seconds) = value.trim().parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let date = httpdate::parse_http_date(value).ok()?;
+    Some(date.duration_since(wall).unwrap_or_default())
+}
+
+fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    headers.get(name)?.to_str().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
+    const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
+
+    fn answer(text: &str, ended: bool) -> Answer {
+        let wall = SystemTime::UNIX_EPOCH + Duration::from_secs(1_793_534_400);
+        read(text.as_bytes(), KEY, wall, ended)
+    }
+
+    fn accepted(extra: &str) -> String {
+        format!(
+            "HTTP/1.1 101 Switching Protocols\r\nupgrade: WebSocket\r\n\
+             Connection: keep-alive, Upgrade\r\nSec-WebSocket-Accept: {ACCEPT}\r\n{extra}\r\n"
+        )
+    }
+
+    fn cause(answer: Answer) -> Cause {
+        match answer {
+            Answer::Refused { cause, .. } => cause,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_101_keeps_the_frames_behind_it() {
+        let head = accepted("");
+        let text = format!("{head}\u{1}\u{2}");
+        assert_eq!(
+            answer(&text, false),
+            Answer::Accepted { offset: head.len() }
+        );
+        for end in 0..head.len() {
+            assert_eq!(answer(&head[..end], false), Answer::Partial, "{end}");
+        }
+    }
+
+    #[test]
+    fn a_101_that_breaks_the_rules_is_refused() {
+        let table = [
+            accepted("").replace(ACCEPT, "AAAA"),
+            accepted("").replace("upgrade: WebSocket\r\n", ""),
+            accepted("").replace("keep-alive, Upgrade", "close"),
+            "HTTP/1.0 101 Switching Protocols\r\n\r\n".to_owned(),
+            "SSH-2.0-OpenSSH\r\n\r\n".to_owned(),
+        ];
+        for text in table {
+            assert!(
+                matches!(cause(answer(&text, false)), Cause::Handshake { .. }),
+                "{text}"
+            );
+        }
+        let extension = accepted("Sec-WebSocket-Extensions: permessage-deflate\r\n");
+        let name = "permessage-deflate".to_owned();
+        assert_eq!(cause(answer(&extension, false)), Cause::Extension { name });
+    }
+
+    #[test]
+    fn a_refusal_waits_for_its_body_and_names_the_code() {
+        let body = r#"{"error":{"code":"authentication_error","message":"authentication_error","details":"NOT_FOUND"}}"#;
+        let text = format!(
+            "HTTP/1.1 401 Unauthorized\r\nDate: Sun, 01 Nov 2026 12:00:00 GMT\r\n\
+             Content-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        assert_eq!(answer(&text[..text.len() - 1], false), Answer::Partial);
+        let Answer::Refused { cause, date } = answer(&text, false) else {
+            panic!()
+        };
+        let detail = "authentication_error NOT_FOUND".to_owned();
+        assert_eq!(
+            cause,
+            Cause::Upgrade {
+                status: 401,
+                detail,
+                retry_after: None
+            }
+        );
+        assert_eq!(
+            date,
+            Some(SystemTime::UNIX_EPOCH + Duration::from_secs(1_793_534_400))
+        );
+    }
+
+    #[test]
+    fn retry_after_is_seconds_or_a_date() {
+        for (value, expected) in [
+            ("7", Some(7)),
+            ("Sun, 01 Nov 2026 12:00:30 GMT", Some(30)),
+            ("Sun, 01 Nov 2026 11:00:00 GMT", Some(0)),
+            ("soon", None),
+        ] {
+            let text = format!("HTTP/1.1 429 Too Many\r\nRetry-After: {value}\r\n\r\n");
+            let Cause::Upgrade { retry_after, .. } = cause(answer(&text, true)) else {
+                panic!()
+            };
+            assert_eq!(retry_after, expected.map(Duration::from_secs), "{value}");
+        }
+    }
+
+    #[test]
+    fn an_end_within_the_answer_is_told() {
+        assert!(matches!(
+            cause(answer("HTTP/1.1 1", true)),
+            Cause::Handshake { .. }
+        ));
+        let short = "HTTP/1.1 503 No\r\nContent-Length: 9\r\n\r\nsorry";
+        let Cause::Upgrade { status, detail, .. } = cause(answer(short, true)) else {
+            panic!()
+        };
+        assert_eq!((status, detail.as_str()), (503, "sorry"));
+    }
+}

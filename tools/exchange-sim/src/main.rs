@@ -1,0 +1,2 @@
+//! exchange-sim
+fn main() {}
