@@ -3,11 +3,8 @@
 
 /// The cores this process may run on, in order. Asked once, from an unpinned thread.
 pub(crate) fn allowed_cores() -> Vec<usize> {
-    let mut cores: Vec<_> = core_affinity::get_core_ids()
-        .unwrap_or_default()
-        .into_iter()
-        .map(|core| core.id)
-        .collect();
+    let mut cores: Vec<_> =
+        core_affinity::get_core_ids().unwrap_or_default().into_iter().map(|core| core.id).collect();
     cores.sort_unstable();
     cores
 }

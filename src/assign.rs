@@ -45,11 +45,7 @@ impl Assigner {
     pub(crate) fn place(&mut self) -> Result<ConnId, Unplaced> {
         let Some((_, conn)) = self.open.first().copied() else {
             let healthy = self.lines.iter().any(|line| line.healthy);
-            return Err(if healthy {
-                Unplaced::PoolFull
-            } else {
-                Unplaced::NoHealthyConnections
-            });
+            return Err(if healthy { Unplaced::PoolFull } else { Unplaced::NoHealthyConnections });
         };
         self.change(conn, |line| line.load += 1);
         Ok(conn)
@@ -68,9 +64,7 @@ impl Assigner {
     /// Markets on a connection.
     #[cfg(test)]
     pub(crate) fn load(&self, conn: ConnId) -> usize {
-        self.index(conn)
-            .and_then(|index| self.lines.get(index))
-            .map_or(0, |line| line.load)
+        self.index(conn).and_then(|index| self.lines.get(index)).map_or(0, |line| line.load)
     }
 
     fn change(&mut self, conn: ConnId, apply: impl FnOnce(&mut Line)) {

@@ -50,10 +50,7 @@ impl Credentials {
             _ => return Err(KeyError::NotRsa),
         };
         let key = key.map_err(|_| KeyError::NotRsa)?;
-        Ok(Self {
-            key_id: key_id.into(),
-            key: Arc::new(key),
-        })
+        Ok(Self { key_id: key_id.into(), key: Arc::new(key) })
     }
 
     /// Reads the key from a PEM file.
@@ -81,12 +78,7 @@ impl Credentials {
         let text = format!("{unix_ms}GET{path}");
         let mut signature = vec![0; self.key.public_modulus_len()];
         self.key
-            .sign(
-                &RSA_PSS_SHA256,
-                &SystemRandom::new(),
-                text.as_bytes(),
-                &mut signature,
-            )
+            .sign(&RSA_PSS_SHA256, &SystemRandom::new(), text.as_bytes(), &mut signature)
             .ok()?;
         Some(STANDARD.encode(signature))
     }
@@ -119,15 +111,9 @@ mod tests {
 
     fn pem(label: &str, der: &[u8]) -> String {
         let body = STANDARD.encode(der);
-        let lines: Vec<_> = body
-            .as_bytes()
-            .chunks(64)
-            .map(|line| std::str::from_utf8(line).unwrap())
-            .collect();
-        format!(
-            "-----BEGIN {label}-----\n{}\n-----END {label}-----\n",
-            lines.join("\n")
-        )
+        let lines: Vec<_> =
+            body.as_bytes().chunks(64).map(|line| std::str::from_utf8(line).unwrap()).collect();
+        format!("-----BEGIN {label}-----\n{}\n-----END {label}-----\n", lines.join("\n"))
     }
 
     /// The PKCS#1 key inside a PKCS#8 one: the last OCTET STRING of the outer SEQUENCE.
@@ -141,22 +127,13 @@ mod tests {
         let der = pair.as_der().unwrap();
         let pkcs8 = pem("PRIVATE KEY", der.as_ref());
         let pkcs1 = pem("RSA PRIVATE KEY", inner_pkcs1(der.as_ref()));
-        for text in [
-            pkcs8.clone(),
-            pkcs1,
-            pkcs8.replace('\n', "\\n"),
-            pkcs8.replace('\n', "\r\n"),
-        ] {
+        for text in [pkcs8.clone(), pkcs1, pkcs8.replace('\n', "\\n"), pkcs8.replace('\n', "\r\n")]
+        {
             let credentials = Credentials::from_pem("id", text.as_bytes()).unwrap();
-            let signature = credentials
-                .sign(1_793_534_400_957, "/trade-api/ws/v2")
-                .unwrap();
+            let signature = credentials.sign(1_793_534_400_957, "/trade-api/ws/v2").unwrap();
             let public = UnparsedPublicKey::new(&RSA_PSS_2048_8192_SHA256, pair.public_key());
             public
-                .verify(
-                    b"1793534400957GET/trade-api/ws/v2",
-                    &STANDARD.decode(signature).unwrap(),
-                )
+                .verify(b"1793534400957GET/trade-api/ws/v2", &STANDARD.decode(signature).unwrap())
                 .unwrap();
         }
     }
@@ -166,11 +143,7 @@ mod tests {
         let table: [(&str, &str, KeyError); 4] = [
             ("id", "", KeyError::Pem),
             ("", "", KeyError::Id),
-            (
-                "id",
-                "-----BEGIN ENCRYPTED PRIVATE KEY-----",
-                KeyError::Encrypted,
-            ),
+            ("id", "-----BEGIN ENCRYPTED PRIVATE KEY-----", KeyError::Encrypted),
             (
                 "id",
                 "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n",
@@ -178,10 +151,7 @@ mod tests {
             ),
         ];
         for (id, text, expected) in table {
-            assert_eq!(
-                Credentials::from_pem(id, text.as_bytes()).unwrap_err(),
-                expected
-            );
+            assert_eq!(Credentials::from_pem(id, text.as_bytes()).unwrap_err(), expected);
         }
     }
 
@@ -189,10 +159,7 @@ mod tests {
     fn debug_shows_no_secret() {
         let pair = KeyPair::generate(KeySize::Rsa2048).unwrap();
         let text = pem("PRIVATE KEY", pair.as_der().unwrap().as_ref());
-        let shown = format!(
-            "{:?}",
-            Credentials::from_pem("secret-id", text.as_bytes()).unwrap()
-        );
+        let shown = format!("{:?}", Credentials::from_pem("secret-id", text.as_bytes()).unwrap());
         assert_eq!(shown, "Credentials(RSA key of 2048 bits)");
     }
 }

@@ -38,10 +38,7 @@ pub(crate) struct Pacer {
 
 impl Pacer {
     pub(crate) fn new(interval: Duration) -> Self {
-        Self {
-            interval,
-            next: None,
-        }
+        Self { interval, next: None }
     }
 
     /// Takes the token if it is there.
@@ -64,11 +61,7 @@ mod tests {
     use super::*;
 
     fn backoff() -> Backoff {
-        Backoff {
-            initial: Duration::from_secs(1),
-            max: Duration::from_secs(300),
-            factor: 2.0,
-        }
+        Backoff { initial: Duration::from_secs(1), max: Duration::from_secs(300), factor: 2.0 }
     }
 
     #[test]
@@ -93,9 +86,8 @@ mod tests {
     fn pacer_lets_one_through_each_interval() {
         let start = crate::clock::now();
         let mut pacer = Pacer::new(Duration::from_millis(50));
-        let passed: Vec<_> = (0..1_000u64)
-            .filter(|ms| pacer.take(start + Duration::from_millis(*ms)))
-            .collect();
+        let passed: Vec<_> =
+            (0..1_000u64).filter(|ms| pacer.take(start + Duration::from_millis(*ms))).collect();
         assert_eq!(passed.len(), 20);
         assert!(passed.windows(2).all(|pair| pair[1] - pair[0] == 50));
     }

@@ -24,28 +24,19 @@ pub struct Stamp {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub(crate) struct CpuTime(pub(crate) u64);
 
-#[expect(
-    clippy::disallowed_methods,
-    reason = "this is the place the rule points to"
-)]
+#[expect(clippy::disallowed_methods, reason = "this is the place the rule points to")]
 pub(crate) fn now() -> Instant {
     Instant::now()
 }
 
-#[expect(
-    clippy::disallowed_methods,
-    reason = "this is the place the rule points to"
-)]
+#[expect(clippy::disallowed_methods, reason = "this is the place the rule points to")]
 pub(crate) fn wall() -> SystemTime {
     SystemTime::now()
 }
 
 /// Both clocks at once.
 pub(crate) fn stamp() -> Stamp {
-    Stamp {
-        wall: wall(),
-        mono: now(),
-    }
+    Stamp { wall: wall(), mono: now() }
 }
 
 /// CPU time the calling thread has used so far; zero where the system does not tell.
@@ -61,7 +52,5 @@ pub(crate) fn thread_cpu() -> CpuTime {
 /// Milliseconds since the Unix epoch, as the upgrade's timestamp header wants them.
 pub(crate) fn unix_ms(wall: SystemTime) -> u64 {
     wall.duration_since(SystemTime::UNIX_EPOCH)
-        .map_or(0, |since| {
-            u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
-        })
+        .map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }

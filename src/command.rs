@@ -153,11 +153,7 @@ pub(crate) struct Commands {
 
 impl Commands {
     pub(crate) fn new(timeout: Duration) -> Self {
-        Self {
-            pending: VecDeque::new(),
-            next_id: 1,
-            timeout,
-        }
+        Self { pending: VecDeque::new(), next_id: 1, timeout }
     }
 
     /// Gives the request an id and a deadline; returns the text to send.
@@ -166,11 +162,7 @@ impl Commands {
         self.next_id += 1;
         let text = request.text(id);
         let deadline = now.checked_add(self.timeout).unwrap_or(now);
-        self.pending.push_back(Pending {
-            id,
-            request,
-            deadline,
-        });
+        self.pending.push_back(Pending { id, request, deadline });
         text
     }
 
@@ -178,10 +170,7 @@ impl Commands {
     /// doubled: the caller counts it).
     pub(crate) fn reply(&mut self, response: &Response, sid: Option<Sid>) -> Option<Ended> {
         let id = u64::try_from(response.id?).ok().filter(|&id| id > 0)?;
-        let index = self
-            .pending
-            .iter()
-            .position(|pending| pending.id.number() == id)?;
+        let index = self.pending.iter().position(|pending| pending.id.number() == id)?;
         let outcome = outcome_of(response);
         let sid = sid.or_else(|| subscribed_sid(response));
         if outcome.is_ok() && sid.is_none() && self.needs_sid(index) {
@@ -189,12 +178,7 @@ impl Commands {
             return None;
         }
         let Pending { id, request, .. } = self.pending.remove(index)?;
-        Some(Ended {
-            id,
-            request,
-            outcome,
-            sid,
-        })
+        Some(Ended { id, request, outcome, sid })
     }
 
     fn needs_sid(&self, index: usize) -> bool {
@@ -230,12 +214,7 @@ impl Commands {
 
     fn end_first(&mut self, outcome: Outcome) -> Option<Ended> {
         let Pending { id, request, .. } = self.pending.pop_front()?;
-        Some(Ended {
-            id,
-            request,
-            outcome,
-            sid: None,
-        })
+        Some(Ended { id, request, outcome, sid: None })
     }
 }
 
@@ -243,9 +222,7 @@ fn outcome_of(response: &Response) -> Outcome {
     if response.kind != "error" {
         return Outcome::Ok;
     }
-    Outcome::Rejected {
-        code: error_code(response).unwrap_or(-1),
-    }
+    Outcome::Rejected { code: error_code(response).unwrap_or(-1) }
 }
 
 /// The code of an `error` frame, if it has a number.
@@ -254,9 +231,7 @@ pub(crate) fn error_code(response: &Response) -> Option<i64> {
 }
 
 fn subscribed_sid(response: &Response) -> Option<Sid> {
-    let named = SubscribedMsg::deserialize(&response.msg)
-        .ok()
-        .map(|msg| msg.sid);
+    let named = SubscribedMsg::deserialize(&response.msg).ok().map(|msg| msg.sid);
     let number = u64::try_from(named.or(response.sid)?).ok()?;
     Some(Sid::new(number))
 }
@@ -275,10 +250,7 @@ mod tests {
     }
 
     fn subscribe() -> Request {
-        Request::Subscribe {
-            role: Role::Trade,
-            markets: vec![],
-        }
+        Request::Subscribe { role: Role::Trade, markets: vec![] }
     }
 
     #[test]
@@ -288,10 +260,7 @@ mod tests {
         let reply = response(r#"{"type":"subscribed","id":1,"msg":{"channel":"trade","sid":2}}"#);
         let ended = commands.reply(&reply, None).unwrap();
         assert_eq!((ended.outcome, ended.sid), (Outcome::Ok, Some(Sid::new(2))));
-        assert!(
-            commands.reply(&reply, None).is_none(),
-            "a doubled reply ends nothing"
-        );
+        assert!(commands.reply(&reply, None).is_none(), "a doubled reply ends nothing");
         assert!(commands.lose().is_none());
     }
 
@@ -323,14 +292,8 @@ mod tests {
     #[test]
     fn a_refusal_carries_the_code_of_either_dialect() {
         for (text, code) in [
-            (
-                r#"{"type":"error","id":1,"msg":{"code":14,"msg":"Market Ticker required"}}"#,
-                14,
-            ),
-            (
-                r#"{"type":"error","id":1,"msg":{"code":"INVALID","message":"no"}}"#,
-                -1,
-            ),
+            (r#"{"type":"error","id":1,"msg":{"code":14,"msg":"Market Ticker required"}}"#, 14),
+            (r#"{"type":"error","id":1,"msg":{"code":"INVALID","message":"no"}}"#, -1),
             (r#"{"type":"error","id":1}"#, -1),
         ] {
             let (mut commands, now) = commands();
@@ -347,10 +310,7 @@ mod tests {
         commands.issue(subscribe(), now + Duration::from_secs(1));
         assert!(commands.expire(now + Duration::from_secs(4)).is_none());
         let ended = commands.expire(now + Duration::from_secs(5)).unwrap();
-        assert_eq!(
-            (ended.id, ended.outcome),
-            (CommandId::new(1), Outcome::TimedOut)
-        );
+        assert_eq!((ended.id, ended.outcome), (CommandId::new(1), Outcome::TimedOut));
         assert!(commands.expire(now + Duration::from_secs(5)).is_none());
         assert!(commands.issue(subscribe(), now).contains("\"id\":3"));
     }

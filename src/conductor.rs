@@ -16,11 +16,12 @@ use crate::connector::{Dial, Dialed};
 use crate::error::{Cause, StartError};
 use crate::event::Event;
 use crate::ids::{ConnId, Epoch, Role, ShardId, Ticker, widen};
+use crate::market::SubscriptionInfo;
 use crate::registry::{MarketChange, Registry};
 use crate::resolve::Wake;
 use crate::shard::{Next, Order, Report, Untold, shard_of};
 use crate::stats::Counters;
-use crate::subscription::{SubscriptionInfo, Subscriptions};
+use crate::subscription::Subscriptions;
 use crate::timer::{after, earlier};
 
 /// Changes and reports taken in one step, so that neither starves the other.
@@ -29,16 +30,9 @@ const TAKEN_PER_STEP: usize = 1_024;
 /// From the host's handles.
 #[derive(Debug)]
 pub(crate) enum Control {
-    Stop {
-        until: Instant,
-    },
-    Subscription {
-        ticker: Ticker,
-        reply: Sender<Option<SubscriptionInfo>>,
-    },
-    Subscriptions {
-        reply: Sender<Vec<SubscriptionInfo>>,
-    },
+    Stop { until: Instant },
+    Subscription { ticker: Ticker, reply: Sender<Option<SubscriptionInfo>> },
+    Subscriptions { reply: Sender<Vec<SubscriptionInfo>> },
 }
 
 /// A queue to a thread that sleeps in its poll, and what wakes it.
@@ -139,19 +133,13 @@ pub(crate) struct Conductor<L> {
 impl<L> Conductor<L> {
     /// A conductor at its start, with the markets the registry has now.
     pub(crate) fn new(parts: ConductorParts<L>, now: Instant) -> Self {
-        let connections = parts
-            .counters
-            .pool
-            .iter()
-            .map(|(conn, role)| Connection::new(conn, role))
-            .collect();
+        let connections =
+            parts.counters.pool.iter().map(|(conn, role)| Connection::new(conn, role)).collect();
         Self {
             connections,
             pacer: Pacer::new(parts.connect_interval),
             random: fastrand::Rng::with_seed(parts.seed),
-            phase: Phase::Starting {
-                until: after(now, parts.start_timeout),
-            },
+            phase: Phase::Starting { until: after(now, parts.start_timeout) },
             placing: false,
             shards_running: parts.shards.len(),
             untold: Vec::new(),
@@ -162,9 +150,7 @@ impl<L> Conductor<L> {
     /// Asks the registry for its markets, its changes and its ears.
     pub(crate) fn begin(&mut self, registry: &mut dyn Registry) {
         match registry.active_markets() {
-            Ok(markets) => markets
-                .iter()
-                .for_each(|ticker| self.parts.subscriptions.want(ticker)),
+            Ok(markets) => markets.iter().for_each(|ticker| self.parts.subscriptions.want(ticker)),
             Err(message) => {
                 self.answer_start(Err(StartError::Registry(message)));
                 self.phase = Phase::Failed;
@@ -197,11 +183,7 @@ impl<L> Conductor<L> {
         let busy = self.take_reports(now) | self.take_changes();
         if let Phase::Stopping { until } = self.phase {
             let done = self.shards_running == 0 || until <= now;
-            return if done {
-                Next::Done
-            } else {
-                Next::At(Some(until))
-            };
+            return if done { Next::Done } else { Next::At(Some(until)) };
         }
         if self.phase == Phase::Failed {
             return Next::At(None);
@@ -212,32 +194,19 @@ impl<L> Conductor<L> {
         self.request(now);
         self.judge_start(now);
         self.publish();
-        if busy {
-            Next::Now
-        } else {
-            Next::At(self.deadline(now))
-        }
+        if busy { Next::Now } else { Next::At(self.deadline(now)) }
     }
 
     fn deadline(&self, now: Instant) -> Option<Instant> {
         let connections = self.connections.iter().filter_map(Connection::deadline);
         let due = connections.fold(None, |soonest, at| earlier(soonest, Some(at)));
         // A connection may be due and wait only for the pacing.
-        let due = due.map(|at| {
-            if at <= now {
-                self.pacer.next().unwrap_or(at)
-            } else {
-                at
-            }
-        });
+        let due = due.map(|at| if at <= now { self.pacer.next().unwrap_or(at) } else { at });
         let start = match self.phase {
             Phase::Starting { until } | Phase::Stopping { until } => Some(until),
             Phase::Running | Phase::Failed => None,
         };
-        earlier(
-            earlier(due, start),
-            self.parts.subscriptions.next_deadline(now),
-        )
+        earlier(earlier(due, start), self.parts.subscriptions.next_deadline(now))
     }
 
     // What comes in.
@@ -252,9 +221,7 @@ impl<L> Conductor<L> {
                     reply.try_send(info).unwrap_or_default();
                 }
                 Control::Subscriptions { reply } => {
-                    reply
-                        .try_send(self.parts.subscriptions.all())
-                        .unwrap_or_default();
+                    reply.try_send(self.parts.subscriptions.all()).unwrap_or_default();
                 }
             }
         }
@@ -269,9 +236,7 @@ impl<L> Conductor<L> {
         }
         // The registry is closed first: nothing new begins.
         self.parts.inputs.changes = never();
-        self.phase = Phase::Stopping {
-            until: after(until.max(now), Duration::from_millis(50)),
-        };
+        self.phase = Phase::Stopping { until: after(until.max(now), Duration::from_millis(50)) };
         self.parts.connector.send(Dial::Stop);
         for shard in &self.parts.shards {
             shard.send(Order::Stop { until });
@@ -300,19 +265,11 @@ impl<L> Conductor<L> {
     fn take_dialed(&mut self, now: Instant) {
         while let Ok(dialed) = self.parts.inputs.dialed.try_recv() {
             match dialed {
-                Dialed::Up {
-                    adoption,
-                    local_addr,
-                } => {
+                Dialed::Up { adoption, local_addr } => {
                     let (conn, epoch, role) = (adoption.conn, adoption.epoch, adoption.role);
                     if self.awaits(conn, epoch) {
                         self.up(conn, now);
-                        self.event(Event::Up {
-                            conn,
-                            role,
-                            epoch,
-                            local_addr,
-                        });
+                        self.event(Event::Up { conn, role, epoch, local_addr });
                         self.order(conn, Order::Adopt(adoption), now);
                     }
                 }
@@ -343,21 +300,13 @@ impl<L> Conductor<L> {
                 Report::Ended { conn, epoch, ended } if self.is_current(conn, epoch) => {
                     self.ended(conn, epoch, ended, now);
                 }
-                Report::SubscriptionEnded {
-                    conn,
-                    epoch,
-                    sid,
-                    code,
-                } if self.is_current(conn, epoch) => {
+                Report::SubscriptionEnded { conn, epoch, sid, code }
+                    if self.is_current(conn, epoch) =>
+                {
                     self.parts.subscriptions.renew(conn, sid);
                     self.event(Event::SubscriptionEnded { conn, epoch, code });
                 }
-                Report::Down {
-                    conn,
-                    epoch,
-                    cause,
-                    heard,
-                } if self.is_current(conn, epoch) => {
+                Report::Down { conn, epoch, cause, heard } if self.is_current(conn, epoch) => {
                     self.lost(conn, epoch, cause, heard, now);
                 }
                 Report::RegistryHungUp => self.event(Event::RegistryHungUp),
@@ -385,39 +334,22 @@ impl<L> Conductor<L> {
                     self.parts.counters.control.subscribe_error(role, code);
                 }
                 let markets = ended.request.markets().len();
-                self.event(Event::Refused {
-                    conn,
-                    epoch,
-                    code,
-                    markets,
-                });
+                self.event(Event::Refused { conn, epoch, code, markets });
             }
             Outcome::TimedOut => self.parts.counters.control.commands_timed_out.add(1),
             Outcome::Ok | Outcome::ConnectionLost => {}
         }
-        log::debug!(
-            "connection {conn}: command {} ended: {:?}",
-            ended.id,
-            ended.outcome
-        );
-        self.parts
-            .subscriptions
-            .ended(conn, &ended.request, ended.outcome, ended.sid, now);
+        log::debug!("connection {conn}: command {} ended: {:?}", ended.id, ended.outcome);
+        self.parts.subscriptions.ended(conn, &ended.request, ended.outcome, ended.sid, now);
     }
 
     /// A shard thread ended by a panic: its connections are lost for good.
     fn take_lost(&mut self, now: Instant) {
         while let Ok(shard) = self.parts.inputs.lost.try_recv() {
-            self.event(Event::ThreadLost {
-                thread: format!("kf-shard-{shard}"),
-            });
+            self.event(Event::ThreadLost { thread: format!("kf-shard-{shard}") });
             self.shards_running = self.shards_running.saturating_sub(1);
             let shards = self.parts.shards.len();
-            let ids: Vec<_> = self
-                .connections
-                .iter()
-                .map(|connection| connection.conn)
-                .collect();
+            let ids: Vec<_> = self.connections.iter().map(|connection| connection.conn).collect();
             for conn in ids {
                 if shard_of(conn, shards) == usize::from(shard.number()) {
                     self.orphan(conn, now);
@@ -431,9 +363,7 @@ impl<L> Conductor<L> {
             return;
         };
         let (epoch, live) = (connection.epoch, connection.is_live());
-        let cause = Cause::Local {
-            message: "its shard's thread ended by a bug".to_owned(),
-        };
+        let cause = Cause::Local { message: "its shard's thread ended by a bug".to_owned() };
         if live {
             self.lost(conn, epoch, cause.clone(), false, now);
         }
@@ -447,11 +377,7 @@ impl<L> Conductor<L> {
             return;
         };
         let returned = connection.up(now);
-        log::info!(
-            "connection {conn} ({}) is live, epoch {}",
-            connection.role,
-            connection.epoch
-        );
+        log::info!("connection {conn} ({}) is live, epoch {}", connection.role, connection.epoch);
         if returned {
             self.parts.counters.control.reconnect(conn);
         }
@@ -464,12 +390,7 @@ impl<L> Conductor<L> {
         };
         log::info!("connection {conn} ({role}) lost: {cause}");
         self.parts.subscriptions.down(conn);
-        self.event(Event::Down {
-            conn,
-            role,
-            epoch,
-            cause: cause.clone(),
-        });
+        self.event(Event::Down { conn, role, epoch, cause: cause.clone() });
         if !matches!(self.phase, Phase::Stopping { .. }) {
             self.down(conn, cause, heard, now);
         }
@@ -488,13 +409,7 @@ impl<L> Conductor<L> {
         match verdict {
             Verdict::Retry(retry_in) if attempt_failed => {
                 log::info!("connection {conn} ({role}): {cause}; again in {retry_in:.1?}");
-                self.event(Event::AttemptFailed {
-                    conn,
-                    role,
-                    epoch,
-                    cause,
-                    retry_in,
-                });
+                self.event(Event::AttemptFailed { conn, role, epoch, cause, retry_in });
             }
             Verdict::Retry(_) => {}
             Verdict::Halt => self.halt(conn, cause),
@@ -530,10 +445,7 @@ impl<L> Conductor<L> {
     /// the longest overdue first.
     fn dial_due(&mut self, now: Instant) {
         loop {
-            let due = self
-                .connections
-                .iter()
-                .filter(|connection| connection.is_due(now));
+            let due = self.connections.iter().filter(|connection| connection.is_due(now));
             let Some(next) = due.min_by_key(|connection| connection.deadline()) else {
                 return;
             };
@@ -558,10 +470,7 @@ impl<L> Conductor<L> {
 
     fn place(&mut self) {
         if !self.placing {
-            let books = self
-                .connections
-                .iter()
-                .filter(|c| c.role == Role::Orderbook);
+            let books = self.connections.iter().filter(|c| c.role == Role::Orderbook);
             self.placing = books.clone().all(Connection::is_settled);
         }
         if !self.placing {
@@ -583,24 +492,13 @@ impl<L> Conductor<L> {
             };
             let (conn, epoch) = (connection.conn, connection.epoch);
             while let Some(request) = self.parts.subscriptions.next_request(conn, now) {
-                self.order(
-                    conn,
-                    Order::Command {
-                        conn,
-                        epoch,
-                        request,
-                    },
-                    now,
-                );
+                self.order(conn, Order::Command { conn, epoch, request }, now);
             }
         }
     }
 
     fn order(&mut self, conn: ConnId, order: Order<L>, now: Instant) {
-        let shard = self
-            .parts
-            .shards
-            .get(shard_of(conn, self.parts.shards.len()));
+        let shard = self.parts.shards.get(shard_of(conn, self.parts.shards.len()));
         if !shard.is_some_and(|mailbox| mailbox.send(order)) {
             self.orphan(conn, now);
         }
@@ -612,11 +510,7 @@ impl<L> Conductor<L> {
         let Phase::Starting { until } = self.phase else {
             return;
         };
-        let healthy = self
-            .connections
-            .iter()
-            .filter(|connection| connection.is_live())
-            .count();
+        let healthy = self.connections.iter().filter(|connection| connection.is_live()).count();
         let halted = |c: &&Connection| matches!(c.state, State::Halted);
         let possible = self.connections.len() - self.connections.iter().filter(halted).count();
         let verdict = if let Some((channel, code)) = self.rejected_global() {
@@ -624,15 +518,9 @@ impl<L> Conductor<L> {
         } else if healthy >= self.parts.min_healthy && self.globals_are_open() {
             Ok(())
         } else if possible < self.parts.min_healthy {
-            Err(StartError::Halted {
-                healthy,
-                causes: self.causes(),
-            })
+            Err(StartError::Halted { healthy, causes: self.causes() })
         } else if until <= now {
-            Err(StartError::Timeout {
-                healthy,
-                causes: self.causes(),
-            })
+            Err(StartError::Timeout { healthy, causes: self.causes() })
         } else {
             return;
         };
@@ -646,38 +534,28 @@ impl<L> Conductor<L> {
     }
 
     fn globals_are_open(&self) -> bool {
-        self.global_roles().all(|role| {
-            self.of_role(role)
-                .any(|conn| self.parts.subscriptions.is_open(conn))
-        })
+        self.global_roles()
+            .all(|role| self.of_role(role).any(|conn| self.parts.subscriptions.is_open(conn)))
     }
 
     /// A global channel that the exchange refused on every line.
     fn rejected_global(&self) -> Option<(&'static str, i64)> {
         self.global_roles().find_map(|role| {
-            let mut refusals = self
-                .of_role(role)
-                .map(|conn| self.parts.subscriptions.refused(conn));
+            let mut refusals =
+                self.of_role(role).map(|conn| self.parts.subscriptions.refused(conn));
             let first = refusals.next().flatten()?;
-            refusals
-                .all(|refusal| refusal.is_some())
-                .then_some((role.channel(), first))
+            refusals.all(|refusal| refusal.is_some()).then_some((role.channel(), first))
         })
     }
 
     fn global_roles(&self) -> impl Iterator<Item = Role> + '_ {
         let pool = self.parts.counters.pool;
-        Role::ALL
-            .into_iter()
-            .filter(move |&role| role.is_global() && pool.of(role) > 0)
+        Role::ALL.into_iter().filter(move |&role| role.is_global() && pool.of(role) > 0)
     }
 
     fn of_role(&self, role: Role) -> impl Iterator<Item = ConnId> + '_ {
         let of_role = move |connection: &&Connection| connection.role == role;
-        self.connections
-            .iter()
-            .filter(of_role)
-            .map(|connection| connection.conn)
+        self.connections.iter().filter(of_role).map(|connection| connection.conn)
     }
 
     fn causes(&self) -> Vec<(ConnId, Cause)> {
@@ -694,9 +572,7 @@ impl<L> Conductor<L> {
             counter.set(widen(self.connections.iter().filter(live).count()));
         }
         let halted = |c: &&Connection| matches!(c.state, State::Halted);
-        control
-            .halted
-            .set(widen(self.connections.iter().filter(halted).count()));
+        control.halted.set(widen(self.connections.iter().filter(halted).count()));
         let (wanted, confirmed) = self.parts.subscriptions.totals();
         control.markets_wanted.set(wanted);
         control.markets.set(confirmed);
@@ -710,29 +586,23 @@ impl<L> Conductor<L> {
     }
 
     fn connection(&self, conn: ConnId) -> Option<&Connection> {
-        self.connections
-            .get(usize::from(conn.number()).wrapping_sub(1))
+        self.connections.get(usize::from(conn.number()).wrapping_sub(1))
     }
 
     fn connection_mut(&mut self, conn: ConnId) -> Option<&mut Connection> {
-        self.connections
-            .get_mut(usize::from(conn.number()).wrapping_sub(1))
+        self.connections.get_mut(usize::from(conn.number()).wrapping_sub(1))
     }
 }
 
 /// Reports a shard may have under way: outcomes of the commands in flight and of those sent to an
 /// epoch just lost, its end, the subscription's end; and the shard's own farewell.
 pub(crate) fn report_queue_size(connections: usize, in_flight: usize) -> usize {
-    connections
-        .saturating_mul(2 * in_flight + 4)
-        .saturating_add(256)
+    connections.saturating_mul(2 * in_flight + 4).saturating_add(256)
 }
 
 /// Orders a shard may have under way: the same arithmetic from the other side.
 pub(crate) fn order_queue_size(connections: usize, in_flight: usize) -> usize {
-    connections
-        .saturating_mul(2 * in_flight + 2)
-        .saturating_add(2)
+    connections.saturating_mul(2 * in_flight + 2).saturating_add(2)
 }
 
 /// Dial orders and their answers: one attempt each, and one given up.

@@ -192,12 +192,7 @@ impl PoolLayout {
 
     /// A pool with these numbers of connections.
     pub const fn new(ticker: u16, trade: u16, lifecycle: u16, orderbook: u16) -> Self {
-        Self {
-            ticker,
-            trade,
-            lifecycle,
-            orderbook,
-        }
+        Self { ticker, trade, lifecycle, orderbook }
     }
 
     /// How many connections the role has.
@@ -212,10 +207,7 @@ impl PoolLayout {
 
     /// All connections.
     pub fn connections(&self) -> usize {
-        Role::ALL
-            .iter()
-            .map(|&role| usize::from(self.of(role)))
-            .sum()
+        Role::ALL.iter().map(|&role| usize::from(self.of(role))).sum()
     }
 
     /// The role of a connection; `None` when the pool has no such connection.
@@ -275,18 +267,11 @@ pub(crate) struct Endpoint {
 
 impl Endpoint {
     fn parse(text: &str) -> Result<Self, ConfigError> {
-        let invalid = |problem: String| ConfigError::Invalid {
-            setting: "url",
-            problem,
-        };
+        let invalid = |problem: String| ConfigError::Invalid { setting: "url", problem };
         let url = url::Url::parse(text).map_err(|error| {
-            invalid(format!(
-                "{text:?} is not an address ({error}); write wss://host[:port]/path"
-            ))
+            invalid(format!("{text:?} is not an address ({error}); write wss://host[:port]/path"))
         })?;
-        let host = url
-            .host()
-            .ok_or_else(|| invalid(format!("{text:?} names no host")))?;
+        let host = url.host().ok_or_else(|| invalid(format!("{text:?} names no host")))?;
         let tls = match url.scheme() {
             "wss" => true,
             "ws" => false,
@@ -298,9 +283,7 @@ impl Endpoint {
             url::Host::Ipv6(address) => address.is_loopback(),
         };
         if !tls && !loopback {
-            return Err(invalid(
-                "ws:// is unencrypted; use wss:// except to loopback".to_owned(),
-            ));
+            return Err(invalid("ws:// is unencrypted; use wss:// except to loopback".to_owned()));
         }
         if !url.username().is_empty() || url.password().is_some() || url.query().is_some() {
             return Err(invalid(
@@ -326,16 +309,9 @@ impl Endpoint {
 
     /// The value of the Host header.
     pub(crate) fn authority(&self) -> String {
-        let host = if self.host.contains(':') {
-            format!("[{}]", self.host)
-        } else {
-            self.host.clone()
-        };
-        if self.default_port {
-            host
-        } else {
-            format!("{host}:{}", self.port)
-        }
+        let host =
+            if self.host.contains(':') { format!("[{}]", self.host) } else { self.host.clone() };
+        if self.default_port { host } else { format!("{host}:{}", self.port) }
     }
 }
 
@@ -389,16 +365,10 @@ impl ConfigBuilder {
                 use serde::de::IntoDeserializer;
                 let source: serde::de::value::StrDeserializer<'_, serde::de::value::Error> =
                     text.as_str().into_deserializer();
-                humantime_serde::deserialize::<Duration, _>(source)
-                    .map(Some)
-                    .map_err(|_| {
-                        let problem =
-                            format!("{text:?} is not a duration; write 1s, 250ms or 5min");
-                        ConfigError::Invalid {
-                            setting: name,
-                            problem,
-                        }
-                    })
+                humantime_serde::deserialize::<Duration, _>(source).map(Some).map_err(|_| {
+                    let problem = format!("{text:?} is not a duration; write 1s, 250ms or 5min");
+                    ConfigError::Invalid { setting: name, problem }
+                })
             }
         };
         self.reconnect_initial =
@@ -434,24 +404,14 @@ impl ConfigBuilder {
             };
         }
         let connections = self.pool.connections();
-        let tls = endpoint
-            .tls_name
-            .is_some()
-            .then(|| self.tls_config())
-            .transpose()?;
+        let tls = endpoint.tls_name.is_some().then(|| self.tls_config()).transpose()?;
         let min_healthy = self.min_healthy.unwrap_or(connections.min(100));
         if min_healthy > connections {
             let problem = format!("{min_healthy} of {connections} connections; ask for fewer");
             return invalid("min_healthy", problem);
         }
         let shard_cores = self.shard_cores()?;
-        Ok(Config {
-            endpoint,
-            tls,
-            shard_cores,
-            min_healthy,
-            settings: self,
-        })
+        Ok(Config { endpoint, tls, shard_cores, min_healthy, settings: self })
     }
 
     fn check_numbers(&self) -> Result<(), ConfigError> {
@@ -461,30 +421,15 @@ impl ConfigBuilder {
             }
             invalid(setting, format!("{value} is outside {least} to {most}"))
         };
-        at_least(
-            "pool",
-            self.pool.connections(),
-            1,
-            PoolLayout::CONNECTIONS_MAX,
-        )?;
+        at_least("pool", self.pool.connections(), 1, PoolLayout::CONNECTIONS_MAX)?;
         at_least("chunk", self.chunk, 1, 10_000)?;
         at_least("commands_in_flight", self.commands_in_flight, 1, 64)?;
-        at_least(
-            "markets_per_connection",
-            self.markets_per_connection,
-            1,
-            1_000_000,
-        )?;
+        at_least("markets_per_connection", self.markets_per_connection, 1, 1_000_000)?;
         at_least("message_buffer", self.message_buffer, 1, 1 << 24)?;
         at_least("event_buffer", self.event_buffer, 1, 1 << 20)?;
         at_least("max_message_size", self.max_message_size, 4_096, 256 << 20)?;
         let least = self.max_message_size.saturating_add(256 << 10);
-        at_least(
-            "message_buffer_bytes",
-            self.message_buffer_bytes,
-            least,
-            1 << 36,
-        )?;
+        at_least("message_buffer_bytes", self.message_buffer_bytes, least, 1 << 36)?;
         if !(1.0..=100.0).contains(&self.reconnect_factor) {
             let problem = format!("{} is outside 1 to 100", self.reconnect_factor);
             return invalid("reconnect_factor", problem);
@@ -499,27 +444,14 @@ impl ConfigBuilder {
             if (least..=most).contains(&value) {
                 return Ok(());
             }
-            invalid(
-                setting,
-                format!("{value:?} is outside {least:?} to {most:?}"),
-            )
+            invalid(setting, format!("{value:?} is outside {least:?} to {most:?}"))
         };
         within("connect_timeout", self.connect_timeout, ms, day)?;
         within("subscribe_timeout", self.subscribe_timeout, ms, day)?;
         within("start_timeout", self.start_timeout, ms, day)?;
         within("reconnect_initial", self.reconnect_initial, ms, day)?;
-        within(
-            "reconnect_max",
-            self.reconnect_max,
-            self.reconnect_initial,
-            day,
-        )?;
-        within(
-            "connect_interval",
-            self.connect_interval,
-            Duration::ZERO,
-            day,
-        )?;
+        within("reconnect_max", self.reconnect_max, self.reconnect_initial, day)?;
+        within("connect_interval", self.connect_interval, Duration::ZERO, day)?;
         within("ping_idle", self.ping_idle, ms, day)?;
         within("pong_timeout", self.pong_timeout, ms, day)?;
         within("write_timeout", self.write_timeout, ms, day)?;
@@ -549,20 +481,14 @@ impl ConfigBuilder {
                 .collect());
         };
         if cores.len() != shards {
-            let problem = format!(
-                "{} cores for {shards} shards; name one for each",
-                cores.len()
-            );
+            let problem = format!("{} cores for {shards} shards; name one for each", cores.len());
             return invalid("cores", problem);
         }
         if let Some(missing) = cores.iter().find(|core| !allowed.contains(core)) {
             let problem = format!("core {missing} is not among those allowed here ({allowed:?})");
             return invalid("cores", problem);
         }
-        Ok(cores
-            .iter()
-            .map(|&core| Some(core).filter(|_| self.pin))
-            .collect())
+        Ok(cores.iter().map(|&core| Some(core).filter(|_| self.pin)).collect())
     }
 
     /// One TLS configuration for the whole pool: verified certificates, tickets shared.
@@ -589,10 +515,7 @@ impl ConfigBuilder {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let mut tls = rustls::ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
-            .map_err(|error| ConfigError::Invalid {
-                setting: "tls",
-                problem: error.to_string(),
-            })?
+            .map_err(|error| ConfigError::Invalid { setting: "tls", problem: error.to_string() })?
             .with_root_certificates(roots)
             .with_no_client_auth();
         let tickets = Arc::new(TicketStore::new(self.pool.connections()));
@@ -615,26 +538,17 @@ fn add_roots(
             .map_err(|error| error.to_string())
             .and_then(|certificate| roots.add(certificate).map_err(|error| error.to_string()));
         if let Err(problem) = added {
-            return invalid(
-                setting,
-                format!("a certificate in it is damaged ({problem})"),
-            );
+            return invalid(setting, format!("a certificate in it is damaged ({problem})"));
         }
     }
     if roots.len() == before {
-        return invalid(
-            setting,
-            "no certificate in it; give PEM text with BEGIN CERTIFICATE",
-        );
+        return invalid(setting, "no certificate in it; give PEM text with BEGIN CERTIFICATE");
     }
     Ok(())
 }
 
 fn invalid<T>(setting: &'static str, problem: impl Into<String>) -> Result<T, ConfigError> {
-    Err(ConfigError::Invalid {
-        setting,
-        problem: problem.into(),
-    })
+    Err(ConfigError::Invalid { setting, problem: problem.into() })
 }
 
 #[cfg(test)]
@@ -661,10 +575,7 @@ mod tests {
         refused(new().message_buffer_bytes(1_000), "message_buffer_bytes");
         refused(new().connect_timeout(Duration::ZERO), "connect_timeout");
         refused(new().ping_idle(Duration::MAX), "ping_idle");
-        refused(
-            new().reconnect_max(Duration::from_millis(1)),
-            "reconnect_max",
-        );
+        refused(new().reconnect_max(Duration::from_millis(1)), "reconnect_max");
         refused(new().reconnect_factor(f64::NAN), "reconnect_factor");
         refused(new().min_healthy(151), "min_healthy");
         refused(new().pool(PoolLayout::new(0, 0, 0, 0)), "pool");
@@ -677,10 +588,7 @@ mod tests {
     fn an_address_is_taken_apart() {
         let endpoint = Endpoint::parse("wss://example.com/trade-api/ws/v2").unwrap();
         assert_eq!(endpoint.authority(), "example.com");
-        assert_eq!(
-            (endpoint.port, endpoint.path.as_str()),
-            (443, "/trade-api/ws/v2")
-        );
+        assert_eq!((endpoint.port, endpoint.path.as_str()), (443, "/trade-api/ws/v2"));
         let endpoint = Endpoint::parse("ws://[::1]:9000/x").unwrap();
         assert_eq!(endpoint.authority(), "[::1]:9000");
         assert!(endpoint.tls_name.is_none());

@@ -161,9 +161,7 @@ impl Connection {
         self.attempt = self.attempt.saturating_add(1);
         match delay {
             Some(delay) => {
-                self.state = State::Waiting {
-                    until: after(now, delay),
-                };
+                self.state = State::Waiting { until: after(now, delay) };
                 Verdict::Retry(delay)
             }
             None => {
@@ -190,11 +188,7 @@ mod tests {
             let second = Duration::from_secs(1);
             Self {
                 connection: Connection::new(ConnId::new(7), Role::Orderbook),
-                backoff: Backoff {
-                    initial: second,
-                    max: 300 * second,
-                    factor: 2.0,
-                },
+                backoff: Backoff { initial: second, max: 300 * second, factor: 2.0 },
                 random: fastrand::Rng::with_seed(1),
                 start: crate::clock::now(),
             }
@@ -216,17 +210,12 @@ mod tests {
 
         fn down(&mut self, seconds: u64, cause: Cause) -> Verdict {
             let now = self.at(seconds);
-            self.connection
-                .down(cause, true, now, &self.backoff, &mut self.random)
+            self.connection.down(cause, true, now, &self.backoff, &mut self.random)
         }
     }
 
     fn refused() -> Cause {
-        Cause::Upgrade {
-            status: 403,
-            detail: String::new(),
-            retry_after: None,
-        }
+        Cause::Upgrade { status: 403, detail: String::new(), retry_after: None }
     }
 
     #[test]
@@ -284,11 +273,7 @@ mod tests {
         let mut script = Script::new();
         for round in 0..20 {
             script.begin(round);
-            let cause = if round % 3 == 2 {
-                Cause::Reset
-            } else {
-                refused()
-            };
+            let cause = if round % 3 == 2 { Cause::Reset } else { refused() };
             assert!(matches!(script.down(round, cause), Verdict::Retry(_)));
         }
     }
@@ -311,14 +296,8 @@ mod tests {
             let mut script = Script::new();
             script.begin(0);
             let retry_after = Some(Duration::from_secs(asked));
-            let cause = Cause::Upgrade {
-                status: 429,
-                detail: String::new(),
-                retry_after,
-            };
-            let Verdict::Retry(delay) = script.down(0, cause) else {
-                panic!("halted")
-            };
+            let cause = Cause::Upgrade { status: 429, detail: String::new(), retry_after };
+            let Verdict::Retry(delay) = script.down(0, cause) else { panic!("halted") };
             assert!((least..=most).contains(&delay.as_secs()), "{delay:?}");
         }
     }

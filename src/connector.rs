@@ -27,25 +27,14 @@ use crate::upgrade::{self, Answer};
 /// From the conductor.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Dial {
-    Begin {
-        conn: ConnId,
-        epoch: Epoch,
-        role: Role,
-    },
+    Begin { conn: ConnId, epoch: Epoch, role: Role },
     Stop,
 }
 
 /// To the conductor.
 pub(crate) enum Dialed<L> {
-    Up {
-        adoption: Box<Adoption<L>>,
-        local_addr: SocketAddr,
-    },
-    Failed {
-        conn: ConnId,
-        epoch: Epoch,
-        cause: Cause,
-    },
+    Up { adoption: Box<Adoption<L>>, local_addr: SocketAddr },
+    Failed { conn: ConnId, epoch: Epoch, cause: Cause },
 }
 
 /// One attempt.
@@ -139,13 +128,7 @@ pub(crate) struct Connector<T: Transport, R: Resolver> {
 impl<T: Transport, R: Resolver> Connector<T, R> {
     pub(crate) fn new(parts: ConnectorParts<T, R>) -> Self {
         let attempts = (0..parts.connections).map(|_| None).collect();
-        Self {
-            parts,
-            attempts,
-            skew_ms: 0,
-            events: Vec::new(),
-            stopped: false,
-        }
+        Self { parts, attempts, skew_ms: 0, events: Vec::new(), stopped: false }
     }
 
     /// Waits for events or the timeout. The only place that blocks.
@@ -161,19 +144,11 @@ impl<T: Transport, R: Resolver> Connector<T, R> {
             self.advance(token, now);
         }
         self.expire(now.mono);
-        if self.stopped {
-            Next::Done
-        } else {
-            Next::At(self.deadline())
-        }
+        if self.stopped { Next::Done } else { Next::At(self.deadline()) }
     }
 
     fn deadline(&self) -> Option<Instant> {
-        let deadlines = self
-            .attempts
-            .iter()
-            .flatten()
-            .map(|attempt| attempt.deadline);
+        let deadlines = self.attempts.iter().flatten().map(|attempt| attempt.deadline);
         deadlines.fold(None, |soonest, deadline| earlier(soonest, Some(deadline)))
     }
 
@@ -185,13 +160,7 @@ impl<T: Transport, R: Resolver> Connector<T, R> {
                     let progress = Progress::Resolving;
                     self.discard(place_of(conn));
                     if let Some(place) = self.attempts.get_mut(place_of(conn)) {
-                        *place = Some(Attempt {
-                            conn,
-                            epoch,
-                            role,
-                            deadline,
-                            progress,
-                        });
+                        *place = Some(Attempt { conn, epoch, role, deadline, progress });
                     }
                     self.parts.resolver.ask();
                 }
@@ -221,10 +190,7 @@ impl<T: Transport, R: Resolver> Connector<T, R> {
             };
             let step = match &answer {
                 Ok(addresses) => self.dial(attempt.conn, addresses.iter().copied().collect()),
-                Err(cause) => Step::Failed {
-                    link: None,
-                    cause: cause.clone(),
-                },
+                Err(cause) => Step::Failed { link: None, cause: cause.clone() },
             };
             self.follow(attempt, step, now);
         }
@@ -232,9 +198,7 @@ impl<T: Transport, R: Resolver> Connector<T, R> {
 
     /// Begins TCP to the first address that takes it.
     fn dial(&mut self, conn: ConnId, mut addresses: VecDeque<SocketAddr>) -> Step<T::Link> {
-        let mut cause = Cause::Local {
-            message: "no address to connect to".to_owned(),
-        };
+        let mut cause = Cause::Local { message: "no address to connect to".to_owned() };
         while let Some(address) = addresses.pop_front() {
             let dialed = self.parts.transport.dial(address).and_then(|mut link| {
                 self.parts.transport.register(&mut link, place_of(conn))?;
@@ -242,10 +206,7 @@ impl<T: Transport, R: Resolver> Connector<T, R> {
             });
             match dialed {
                 Ok(link) => {
-                    return Step::Waits(Progress::Connecting {
-                        link,
-                        others: addresses,
-                    });
+                    return Step::Waits(Progress::Connecting { link, others: addresses });
                 }
                 Err(refused) => cause = refused,
             }
@@ -294,10 +255,7 @@ impl<T: Transport, R: Resolver> Connector<T, R> {
             Progress::Connecting { mut link, others } => match transport.connected(&mut link) {
                 Ok(true) => Step::Goes(Progress::Securing { link }),
                 Ok(false) => Step::Waits(Progress::Connecting { link, others }),
-                Err(cause) if others.is_empty() => Step::Failed {
-                    link: Some(link),
-                    cause,
-                },
+                Err(cause) if others.is_empty() => Step::Failed { link: Some(link), cause },
                 Err(_) => {
                     transport.deregister(&mut link);
                     drop(link);
@@ -307,17 +265,11 @@ impl<T: Transport, R: Resolver> Connector<T, R> {
             Progress::Securing { mut link } => match transport.secure(&mut link) {
                 Ok(true) => self.request(link, now.wall),
                 Ok(false) => Step::Waits(Progress::Securing { link }),
-                Err(cause) => Step::Failed {
-                    link: Some(link),
-                    cause,
-                },
+                Err(cause) => Step::Failed { link: Some(link), cause },
             },
-            Progress::Upgrading {
-                link,
-                key,
-                outgoing,
-                plain,
-            } => self.upgrade(link, key, outgoing, plain, now.wall),
+            Progress::Upgrading { link, key, outgoing, plain } => {
+                self.upgrade(link, key, outgoing, plain, now.wall)
+            }
         }
     }
 
@@ -330,16 +282,10 @@ impl<T: Transport, R: Resolver> Connector<T, R> {
         let now_ms = unix_ms(wall).saturating_add_signed(self.skew_ms);
         let credentials = self.parts.credentials.as_ref();
         match Upgrade::new(&self.parts.endpoint, credentials, now_ms) {
-            Ok(Upgrade { bytes, key }) => Step::Goes(Progress::Upgrading {
-                link,
-                key,
-                outgoing: bytes,
-                plain: Vec::new(),
-            }),
-            Err(cause) => Step::Failed {
-                link: Some(link),
-                cause,
-            },
+            Ok(Upgrade { bytes, key }) => {
+                Step::Goes(Progress::Upgrading { link, key, outgoing: bytes, plain: Vec::new() })
+            }
+            Err(cause) => Step::Failed { link: Some(link), cause },
         }
     }
 
@@ -352,10 +298,7 @@ impl<T: Transport, R: Resolver> Connector<T, R> {
         wall: SystemTime,
     ) -> Step<T::Link> {
         if let Err(cause) = self.parts.transport.send(&mut link, &mut outgoing) {
-            return Step::Failed {
-                link: Some(link),
-                cause,
-            };
+            return Step::Failed { link: Some(link), cause };
         }
         loop {
             let received = self.parts.transport.receive(&mut link, &mut plain);
@@ -367,34 +310,20 @@ impl<T: Transport, R: Resolver> Connector<T, R> {
                 }
                 Answer::Refused { cause, date } => {
                     self.note_skew(&cause, date, wall);
-                    return Step::Failed {
-                        link: Some(link),
-                        cause,
-                    };
+                    return Step::Failed { link: Some(link), cause };
                 }
                 Answer::Partial => {}
             }
             match received {
                 Ok(Received::Some { .. }) => {}
                 Ok(Received::Blocked) => {
-                    return Step::Waits(Progress::Upgrading {
-                        link,
-                        key,
-                        outgoing,
-                        plain,
-                    });
+                    return Step::Waits(Progress::Upgrading { link, key, outgoing, plain });
                 }
                 Ok(Received::Ended) => {
-                    return Step::Failed {
-                        link: Some(link),
-                        cause: Cause::Ended,
-                    };
+                    return Step::Failed { link: Some(link), cause: Cause::Ended };
                 }
                 Err(cause) => {
-                    return Step::Failed {
-                        link: Some(link),
-                        cause,
-                    };
+                    return Step::Failed { link: Some(link), cause };
                 }
             }
         }
@@ -407,37 +336,19 @@ impl<T: Transport, R: Resolver> Connector<T, R> {
         if let Some(date) = date.filter(|_| expired) {
             let ms = |time| i64::try_from(unix_ms(time)).unwrap_or(i64::MAX);
             self.skew_ms = ms(date).saturating_sub(ms(wall));
-            log::warn!(
-                "this clock is {} ms off the exchange's; signing by its time",
-                self.skew_ms
-            );
+            log::warn!("this clock is {} ms off the exchange's; signing by its time", self.skew_ms);
         }
     }
 
     fn hand_over(&mut self, attempt: Attempt<T::Link>, mut link: T::Link, unread: Vec<u8>) {
-        let Attempt {
-            conn, epoch, role, ..
-        } = attempt;
+        let Attempt { conn, epoch, role, .. } = attempt;
         self.parts.transport.deregister(&mut link);
         match self.parts.transport.local_addr(&link) {
             Some(local_addr) => {
-                let adoption = Box::new(Adoption {
-                    conn,
-                    epoch,
-                    role,
-                    link,
-                    unread,
-                });
-                self.report(Dialed::Up {
-                    adoption,
-                    local_addr,
-                });
+                let adoption = Box::new(Adoption { conn, epoch, role, link, unread });
+                self.report(Dialed::Up { adoption, local_addr });
             }
-            None => self.report(Dialed::Failed {
-                conn,
-                epoch,
-                cause: Cause::Reset,
-            }),
+            None => self.report(Dialed::Failed { conn, epoch, cause: Cause::Reset }),
         }
     }
 
@@ -452,11 +363,7 @@ impl<T: Transport, R: Resolver> Connector<T, R> {
             let (conn, epoch) = (attempt.conn, attempt.epoch);
             let stage = attempt.progress.stage();
             self.discard(index);
-            self.report(Dialed::Failed {
-                conn,
-                epoch,
-                cause: Cause::Timeout { stage },
-            });
+            self.report(Dialed::Failed { conn, epoch, cause: Cause::Timeout { stage } });
         }
     }
 

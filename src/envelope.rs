@@ -43,10 +43,7 @@ impl Kind {
 
     /// Whether the frame is the host's (data) rather than the engine's (a reply or an error).
     pub(crate) fn is_data(self) -> bool {
-        !matches!(
-            self,
-            Self::Subscribed | Self::Unsubscribed | Self::Ok | Self::Error
-        )
+        !matches!(self, Self::Subscribed | Self::Unsubscribed | Self::Ok | Self::Error)
     }
 }
 
@@ -60,12 +57,7 @@ pub(crate) struct Envelope {
 }
 
 impl Envelope {
-    const UNREADABLE: Self = Self {
-        kind: Kind::Unreadable,
-        sid: None,
-        seq: None,
-        id: None,
-    };
+    const UNREADABLE: Self = Self { kind: Kind::Unreadable, sid: None, seq: None, id: None };
 
     /// Reads the envelope of `frame`.
     pub(crate) fn read(frame: &[u8]) -> Self {
@@ -77,18 +69,10 @@ impl Envelope {
 /// missing, no white space, no escapes, and `msg` last. `None` at the first surprise.
 fn scan(frame: &[u8]) -> Option<Envelope> {
     let rest = frame.strip_prefix(b"{\"type\":\"")?;
-    let end = rest
-        .iter()
-        .take(40)
-        .position(|&byte| byte == b'"' || byte == b'\\')?;
+    let end = rest.iter().take(40).position(|&byte| byte == b'"' || byte == b'\\')?;
     let (name, mut rest) = rest.split_at_checked(end)?;
     rest = rest.strip_prefix(b"\"")?;
-    let mut envelope = Envelope {
-        kind: Kind::of(name),
-        sid: None,
-        seq: None,
-        id: None,
-    };
+    let mut envelope = Envelope { kind: Kind::of(name), sid: None, seq: None, id: None };
     loop {
         if let Some(after) = rest.strip_prefix(b",\"sid\":") {
             if envelope.sid.is_some() {
@@ -181,12 +165,7 @@ mod tests {
     use super::*;
 
     fn envelope(kind: Kind, sid: u64, seq: Option<u64>) -> Envelope {
-        Envelope {
-            kind,
-            sid: Some(Sid::new(sid)),
-            seq: seq.map(Seq::new),
-            id: None,
-        }
+        Envelope { kind, sid: Some(Sid::new(sid)), seq: seq.map(Seq::new), id: None }
     }
 
     #[test]
@@ -201,10 +180,7 @@ mod tests {
     #[test]
     fn surprises_take_the_long_way_and_are_read_right() {
         let table: [(&str, Envelope); 8] = [
-            (
-                r#"{"sid":1,"seq":2,"type":"trade","msg":{}}"#,
-                envelope(Kind::Known, 1, Some(2)),
-            ),
+            (r#"{"sid":1,"seq":2,"type":"trade","msg":{}}"#, envelope(Kind::Known, 1, Some(2))),
             (
                 r#"{ "type" : "trade", "sid" : 1, "seq" : 2, "msg" : {} }"#,
                 envelope(Kind::Known, 1, Some(2)),
@@ -219,26 +195,15 @@ mod tests {
             ),
             (
                 r#"{"type":"ok","id":7,"sid":1,"seq":6,"msg":{"market_tickers":[]}}"#,
-                Envelope {
-                    id: Some(CommandId::new(7)),
-                    ..envelope(Kind::Ok, 1, Some(6))
-                },
+                Envelope { id: Some(CommandId::new(7)), ..envelope(Kind::Ok, 1, Some(6)) },
             ),
             (
                 r#"{"type":"trade","sid":"1","seq":-2,"msg":{}}"#,
-                Envelope {
-                    kind: Kind::Known,
-                    sid: None,
-                    seq: None,
-                    id: None,
-                },
+                Envelope { kind: Kind::Known, sid: None, seq: None, id: None },
             ),
             (
                 r#"{"type":"trade","sid":1,"seq":99999999999999999999,"msg":{}}"#,
-                Envelope {
-                    seq: None,
-                    ..envelope(Kind::Known, 1, None)
-                },
+                Envelope { seq: None, ..envelope(Kind::Known, 1, None) },
             ),
             ("not json", Envelope::UNREADABLE),
         ];
@@ -249,10 +214,7 @@ mod tests {
 
     #[test]
     fn an_id_of_zero_is_no_id() {
-        assert_eq!(
-            Envelope::read(br#"{"type":"error","id":0,"msg":{}}"#).id,
-            None
-        );
+        assert_eq!(Envelope::read(br#"{"type":"error","id":0,"msg":{}}"#).id, None);
     }
 
     proptest! {

@@ -332,24 +332,15 @@ fn upgrade_hint(status: u16, detail: &str) -> String {
         429 => "; too many connections or attempts",
         _ => "",
     };
-    if detail.is_empty() {
-        hint.to_owned()
-    } else {
-        format!(" ({detail}){hint}")
-    }
+    if detail.is_empty() { hint.to_owned() } else { format!(" ({detail}){hint}") }
 }
 
 fn close_code(code: Option<u16>) -> String {
-    code.map(|code| format!(" (code {code})"))
-        .unwrap_or_default()
+    code.map(|code| format!(" (code {code})")).unwrap_or_default()
 }
 
 fn close_reason(reason: &str) -> String {
-    if reason.is_empty() {
-        String::new()
-    } else {
-        format!(": {reason}")
-    }
+    if reason.is_empty() { String::new() } else { format!(": {reason}") }
 }
 
 /// What the engine does about a [`Cause`].
@@ -376,10 +367,7 @@ impl Cause {
             Self::Resolve { .. } | Self::Tcp { .. } | Self::Ended | Self::Reset => {
                 Disposition::RetrySoon
             }
-            Self::Upgrade {
-                retry_after: Some(delay),
-                ..
-            } => Disposition::RetryAfter(*delay),
+            Self::Upgrade { retry_after: Some(delay), .. } => Disposition::RetryAfter(*delay),
             Self::Upgrade { status, detail, .. } => match status {
                 401 if detail.contains("header_timestamp_expired") => Disposition::ClockTrouble,
                 401 => Disposition::Halt,
@@ -416,10 +404,7 @@ mod tests {
     }
 
     fn closed(code: u16) -> Cause {
-        Cause::PeerClosed {
-            code: Some(code),
-            reason: String::new(),
-        }
+        Cause::PeerClosed { code: Some(code), reason: String::new() }
     }
 
     #[test]
@@ -441,29 +426,11 @@ mod tests {
             (upgrade(404, "", None), HaltAfterThree),
             (upgrade(302, "", None), HaltAfterThree),
             (upgrade(429, "", None), BackOff),
-            (
-                upgrade(429, "", Some(7)),
-                RetryAfter(Duration::from_secs(7)),
-            ),
+            (upgrade(429, "", Some(7)), RetryAfter(Duration::from_secs(7))),
             (upgrade(503, "", None), BackOff),
-            (
-                Cause::Certificate {
-                    message: String::new(),
-                },
-                HaltAfterThree,
-            ),
-            (
-                Cause::Extension {
-                    name: String::new(),
-                },
-                HaltAfterThree,
-            ),
-            (
-                Cause::Liveness {
-                    message: String::new(),
-                },
-                BackOff,
-            ),
+            (Cause::Certificate { message: String::new() }, HaltAfterThree),
+            (Cause::Extension { name: String::new() }, HaltAfterThree),
+            (Cause::Liveness { message: String::new() }, BackOff),
         ];
         for (cause, expected) in table {
             assert_eq!(cause.disposition(), expected, "{cause:?}");

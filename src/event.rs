@@ -132,11 +132,9 @@ impl Events {
     /// # Errors
     /// [`RecvError::Timeout`] or [`RecvError::Disconnected`].
     pub fn recv_timeout(&self, timeout: Duration) -> Result<Event, RecvError> {
-        self.receiver
-            .recv_timeout(timeout)
-            .map_err(|error| match error {
-                RecvTimeoutError::Timeout => RecvError::Timeout,
-                RecvTimeoutError::Disconnected => RecvError::Disconnected,
-            })
+        self.receiver.recv_timeout(timeout).map_err(|error| match error {
+            RecvTimeoutError::Timeout => RecvError::Timeout,
+            RecvTimeoutError::Disconnected => RecvError::Disconnected,
+        })
     }
 }

@@ -44,10 +44,7 @@ impl Framer {
             .write_buffer_size(0)
             .max_message_size(Some(message_bytes_max))
             .max_frame_size(Some(message_bytes_max));
-        Self {
-            context: WebSocketContext::new(Role::Client, Some(config)),
-            message_bytes_max,
-        }
+        Self { context: WebSocketContext::new(Role::Client, Some(config)), message_bytes_max }
     }
 
     /// Takes the next message off the front of `input`, skipping whole frames that complete none.
@@ -88,9 +85,7 @@ impl Framer {
         let max = self.message_bytes_max;
         let length = usize::try_from(length).ok().filter(|&length| length <= max);
         let Some(length) = length else {
-            return Err(Cause::Protocol {
-                message: format!("a frame longer than {max} bytes"),
-            });
+            return Err(Cause::Protocol { message: format!("a frame longer than {max} bytes") });
         };
         let header = usize::try_from(cursor.position()).unwrap_or(usize::MAX);
         let Some((frame, rest)) = input.split_at_checked(header.saturating_add(length)) else {
@@ -118,30 +113,18 @@ impl Framer {
 
     /// Appends a Close frame with code 1000; nothing may be written after it.
     pub(crate) fn close(&mut self, outgoing: &mut Vec<u8>) -> Result<(), Cause> {
-        let frame = CloseFrame {
-            code: CloseCode::Normal,
-            reason: Utf8Bytes::from_static(""),
-        };
-        let mut feed = Feed {
-            frame: &[],
-            outgoing,
-        };
+        let frame = CloseFrame { code: CloseCode::Normal, reason: Utf8Bytes::from_static("") };
+        let mut feed = Feed { frame: &[], outgoing };
         self.context.close(&mut feed, Some(frame)).map_err(cause_of)
     }
 
     fn write(&mut self, message: Message, outgoing: &mut Vec<u8>) -> Result<(), Cause> {
-        let mut feed = Feed {
-            frame: &[],
-            outgoing,
-        };
+        let mut feed = Feed { frame: &[], outgoing };
         self.context.write(&mut feed, message).map_err(cause_of)
     }
 
     fn flush(&mut self, outgoing: &mut Vec<u8>) -> Result<(), Cause> {
-        let mut feed = Feed {
-            frame: &[],
-            outgoing,
-        };
+        let mut feed = Feed { frame: &[], outgoing };
         self.context.flush(&mut feed).map_err(cause_of)
     }
 }
@@ -175,26 +158,15 @@ impl Write for Feed<'_> {
 
 fn close_incoming(frame: Option<CloseFrame>) -> Incoming {
     let Some(frame) = frame else {
-        return Incoming::Close {
-            code: None,
-            reason: String::new(),
-        };
+        return Incoming::Close { code: None, reason: String::new() };
     };
     let reason = frame.reason.as_str();
     let end = (0..=reason.len().min(REASON_BYTES_MAX))
         .rev()
         .find(|&end| reason.is_char_boundary(end))
         .unwrap_or(0);
-    let reason: String = reason
-        .get(..end)
-        .unwrap_or_default()
-        .chars()
-        .map(printable)
-        .collect();
-    Incoming::Close {
-        code: Some(frame.code.into()),
-        reason,
-    }
+    let reason: String = reason.get(..end).unwrap_or_default().chars().map(printable).collect();
+    Incoming::Close { code: Some(frame.code.into()), reason }
 }
 
 /// Control characters of a peer's text have no business in our logs.
@@ -206,12 +178,10 @@ fn cause_of(error: Error) -> Cause {
     match error {
         Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) => Cause::Ended,
         Error::ConnectionClosed | Error::AlreadyClosed => Cause::Ended,
-        Error::Capacity(CapacityError::MessageTooLong { max_size, .. }) => Cause::Protocol {
-            message: format!("a message longer than {max_size} bytes"),
-        },
-        error => Cause::Protocol {
-            message: error.to_string(),
-        },
+        Error::Capacity(CapacityError::MessageTooLong { max_size, .. }) => {
+            Cause::Protocol { message: format!("a message longer than {max_size} bytes") }
+        }
+        error => Cause::Protocol { message: error.to_string() },
     }
 }
 
@@ -255,10 +225,7 @@ mod tests {
                 }
             }
             partial.extend_from_slice(input);
-            assert!(
-                partial.len() <= MAX + 14,
-                "what waits for the rest is bounded"
-            );
+            assert!(partial.len() <= MAX + 14, "what waits for the rest is bounded");
         }
         (said, None, outgoing.len())
     }
@@ -294,10 +261,7 @@ mod tests {
         let (said, cause, sent) = run(&frame(0x89, b"heartbeat"), &[]);
         assert_eq!((said, cause, sent), (vec![Incoming::Ping], None, 2 + 4 + 9));
         let (said, cause, sent) = run(&frame(0x88, &[0x03, 0xE9]), &[]);
-        let close = Incoming::Close {
-            code: Some(1001),
-            reason: String::new(),
-        };
+        let close = Incoming::Close { code: Some(1001), reason: String::new() };
         assert_eq!((said, cause, sent), (vec![close], None, 2 + 4 + 2));
     }
 
@@ -305,22 +269,14 @@ mod tests {
     fn an_empty_close_is_legal_and_data_after_a_close_is_not() {
         let bytes = [frame(0x88, b""), frame(0x81, b"late")].concat();
         let (said, cause, _) = run(&bytes, &[]);
-        assert_eq!(
-            said,
-            [Incoming::Close {
-                code: None,
-                reason: String::new()
-            }]
-        );
+        assert_eq!(said, [Incoming::Close { code: None, reason: String::new() }]);
         assert!(cause.is_some());
     }
 
     #[test]
     fn the_size_limit_is_exact_and_holds_over_fragments() {
         assert_eq!(run(&frame(0x81, &[b'a'; MAX]), &[]).0.len(), 1);
-        assert!(protocol("longer")(
-            &run(&frame(0x81, &[b'a'; MAX + 1]), &[]).1
-        ));
+        assert!(protocol("longer")(&run(&frame(0x81, &[b'a'; MAX + 1]), &[]).1));
         let halves = [frame(0x01, &[b'a'; MAX]), frame(0x80, b"a")].concat();
         assert!(protocol("longer")(&run(&halves, &[]).1));
     }

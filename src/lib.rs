@@ -42,6 +42,7 @@ mod frame;
 mod ids;
 mod link;
 mod manager;
+mod market;
 mod messages;
 mod registry;
 mod request;
@@ -66,10 +67,10 @@ pub use error::{
 pub use event::{Event, Events};
 pub use ids::{CommandId, ConnId, Epoch, Role, Seq, ShardId, Sid, Ticker};
 pub use manager::{Handle, Manager, StopReport};
+pub use market::{MarketState, SubscriptionInfo};
 pub use messages::{Continuity, Messages, RawMessage};
 pub use registry::{
     ChangeKind, ChannelRegistry, MarketChange, MarketStatus, Registry, RegistryHost, StaticRegistry,
 };
 pub use shard::Untold;
 pub use stats::{ShardStats, Stats, SubscribeErrors};
-pub use subscription::{MarketState, SubscriptionInfo};

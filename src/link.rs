@@ -212,14 +212,7 @@ impl Link {
         batch.bytes.extend_from_slice(text.as_bytes());
         let end = batch.bytes.len();
         let (sid, seq) = (envelope.sid, envelope.seq);
-        batch.entries.push(Entry {
-            start,
-            end,
-            sid,
-            seq,
-            gap_size,
-            continuity,
-        });
+        batch.entries.push(Entry { start, end, sid, seq, gap_size, continuity });
     }
 
     /// A reply or an error; `None` when nothing waited for it.
@@ -232,9 +225,7 @@ impl Link {
             return Some(());
         }
         let code = error_code(&response).filter(|_| envelope.kind == Kind::Error)?;
-        let sid = envelope
-            .sid
-            .filter(|_| matches!(code, CHANNEL_ERROR | BUFFER_OVERFLOW))?;
+        let sid = envelope.sid.filter(|_| matches!(code, CHANNEL_ERROR | BUFFER_OVERFLOW))?;
         self.sequences.retire(sid);
         self.renew(sid, Some(code), notes);
         Some(())
@@ -292,11 +283,8 @@ impl Link {
 
     /// Tells whether the socket took everything.
     pub(crate) fn sent(&mut self, everything: bool, now: Instant) {
-        self.blocked_since = if everything {
-            None
-        } else {
-            Some(self.blocked_since.unwrap_or(now))
-        };
+        self.blocked_since =
+            if everything { None } else { Some(self.blocked_since.unwrap_or(now)) };
     }
 
     /// Reading is held back from now on: the clocks of liveness and commands stand still.
@@ -316,38 +304,27 @@ impl Link {
 
     /// When `tick` has something to do.
     pub(crate) fn deadline(&self) -> Instant {
-        let blocked = self
-            .blocked_since
-            .map(|since| after(since, self.settings.write_timeout));
+        let blocked = self.blocked_since.map(|since| after(since, self.settings.write_timeout));
         let quiet = match (self.phase, self.held) {
             (Phase::Closing { until }, _) => until,
             (_, Some((_, pong))) => pong,
             (Phase::Pinged { until }, None) => until,
             (Phase::Open, None) => after(self.last_inbound, self.settings.ping_idle),
         };
-        let command = self
-            .commands
-            .next_deadline()
-            .filter(|_| self.held.is_none());
+        let command = self.commands.next_deadline().filter(|_| self.held.is_none());
         let due = earlier(earlier(blocked, command), Some(quiet));
         due.unwrap_or(quiet)
     }
 
     /// Does what is due; an error ends the link.
     pub(crate) fn tick(&mut self, now: Instant, notes: &mut Vec<Note>) -> Result<(), Cause> {
-        if self
-            .blocked_since
-            .is_some_and(|since| after(since, self.settings.write_timeout) <= now)
+        if self.blocked_since.is_some_and(|since| after(since, self.settings.write_timeout) <= now)
         {
             let message = format!("no byte taken in {:?}", self.settings.write_timeout);
             return Err(Cause::Liveness { message });
         }
         if let Phase::Closing { until } = self.phase {
-            return if until <= now {
-                Err(Cause::Stopped)
-            } else {
-                Ok(())
-            };
+            return if until <= now { Err(Cause::Stopped) } else { Ok(()) };
         }
         if let Some((since, pong)) = self.held {
             if pong <= now {
@@ -365,16 +342,12 @@ impl Link {
     fn check_quiet(&mut self, now: Instant) -> Result<(), Cause> {
         match self.phase {
             Phase::Pinged { until } if until <= now => {
-                let quiet = now
-                    .saturating_duration_since(self.last_inbound)
-                    .as_secs_f32();
+                let quiet = now.saturating_duration_since(self.last_inbound).as_secs_f32();
                 let message = format!("no frame for {quiet:.1} s, and no answer to a ping");
                 Err(Cause::Liveness { message })
             }
             Phase::Open if after(self.last_inbound, self.settings.ping_idle) <= now => {
-                self.phase = Phase::Pinged {
-                    until: after(now, self.settings.pong_timeout),
-                };
+                self.phase = Phase::Pinged { until: after(now, self.settings.pong_timeout) };
                 self.framer.ping(&mut self.outgoing)
             }
             _ => Ok(()),
@@ -387,13 +360,7 @@ impl Link {
         for entry in entries {
             if let Some(sid) = entry.sid {
                 let (continuity, gap_size) = (entry.continuity, entry.gap_size);
-                self.sequences.give_back(
-                    sid,
-                    crate::sequence::Mark {
-                        continuity,
-                        gap_size,
-                    },
-                );
+                self.sequences.give_back(sid, crate::sequence::Mark { continuity, gap_size });
             }
         }
     }

@@ -20,12 +20,13 @@ use crate::error::{MessagesError, StartError};
 use crate::event::{Event, Events};
 use crate::ids::{ShardId, Ticker};
 use crate::link::LinkSettings;
+use crate::market::SubscriptionInfo;
 use crate::messages::{Handoff, Messages, Room};
 use crate::registry::Registry;
 use crate::resolve::{SystemResolver, Wake};
 use crate::shard::{Order, Report, Shard, ShardParts, Untold};
 use crate::stats::{Counters, Stats};
-use crate::subscription::{CommandLimits, SubscriptionInfo, Subscriptions};
+use crate::subscription::{CommandLimits, Subscriptions};
 use crate::thread::{self, Exits};
 use crate::timer::after;
 use crate::transport::{TcpLink, TcpTransport};
@@ -136,9 +137,7 @@ impl Handle {
     pub fn subscription(&self, ticker: &Ticker) -> Option<SubscriptionInfo> {
         let (reply, answer) = bounded(1);
         let ticker = ticker.clone();
-        self.control
-            .try_send(Control::Subscription { ticker, reply })
-            .ok()?;
+        self.control.try_send(Control::Subscription { ticker, reply }).ok()?;
         answer.recv_timeout(ANSWER_TIMEOUT).ok()?
     }
 
@@ -146,11 +145,7 @@ impl Handle {
     /// waits up to 2 s; no shard is held up.
     pub fn subscriptions(&self) -> Vec<SubscriptionInfo> {
         let (reply, answer) = bounded(1);
-        if self
-            .control
-            .try_send(Control::Subscriptions { reply })
-            .is_err()
-        {
+        if self.control.try_send(Control::Subscriptions { reply }).is_err() {
             return Vec::new();
         }
         answer.recv_timeout(ANSWER_TIMEOUT).unwrap_or_default()
@@ -161,9 +156,7 @@ impl Handle {
     pub fn request_stop(&self) {
         let until = after(clock::now(), DROP_DEADLINE);
         // A full queue holds a stop already, or questions whose askers will ask again.
-        self.control
-            .try_send(Control::Stop { until })
-            .unwrap_or_default();
+        self.control.try_send(Control::Stop { until }).unwrap_or_default();
     }
 }
 
@@ -177,11 +170,8 @@ impl Manager {
     /// A manager that has not started. No thread, no socket yet.
     pub fn new(config: Config, registry: impl Registry + 'static) -> Self {
         let settings = &config.settings;
-        let (handoff, messages) = Handoff::new(
-            config.shards(),
-            settings.message_buffer,
-            settings.message_buffer_bytes,
-        );
+        let (handoff, messages) =
+            Handoff::new(config.shards(), settings.message_buffer, settings.message_buffer_bytes);
         let counters = Counters::new(config.pool(), config.shards(), messages.consumed());
         let (event_sender, events) = Events::new(settings.event_buffer);
         Self {
@@ -238,9 +228,7 @@ impl Manager {
         self.phase = Phase::Running(Box::new(self.spawn(started)?));
         // The conductor answers by itself; its thread gone is the only other way out.
         let verdict = verdict.recv().unwrap_or_else(|_| {
-            Err(StartError::Threads(
-                "the conductor's thread ended by a bug".to_owned(),
-            ))
+            Err(StartError::Threads("the conductor's thread ended by a bug".to_owned()))
         });
         if verdict.is_err() {
             self.tear_down(Duration::from_secs(1));
@@ -270,24 +258,9 @@ impl Manager {
             return Err(StartError::Stopped);
         };
         let wiring = Wiring::new(&self.config, &self.counters, handoff).map_err(threads)?;
-        let Wiring {
-            shards,
-            connector,
-            mailboxes,
-            dialed,
-            reports,
-            lost,
-            exits,
-            ended,
-        } = wiring;
+        let Wiring { shards, connector, mailboxes, dialed, reports, lost, exits, ended } = wiring;
         let control = self.control.1.clone();
-        let inputs = Inputs {
-            control,
-            changes: never(),
-            dialed,
-            reports,
-            lost,
-        };
+        let inputs = Inputs { control, changes: never(), dialed, reports, lost };
         let (mut others, mut names) = (Vec::new(), Vec::new());
         let wait = self.config.settings.wait;
         for (shard, core) in shards.into_iter().zip(&self.config.shard_cores) {
@@ -299,10 +272,7 @@ impl Manager {
         }
         let counters = Arc::clone(&self.counters);
         let run = move || {
-            thread::run_connector(
-                Connector::new(connector),
-                &counters.control.connector_cpu_ns,
-            );
+            thread::run_connector(Connector::new(connector), &counters.control.connector_cpu_ns);
         };
         others.push(thread::spawn(CONNECTOR, None, &exits, run).map_err(threads)?);
         let parts = self.conductor_parts(inputs, mailboxes, started);
@@ -318,12 +288,7 @@ impl Manager {
         };
         let conductor = thread::spawn(CONDUCTOR, None, &exits, run).map_err(threads)?;
         names.extend([CONNECTOR.to_owned(), CONDUCTOR.to_owned()]);
-        Ok(Running {
-            conductor,
-            others,
-            ended,
-            names,
-        })
+        Ok(Running { conductor, others, ended, names })
     }
 
     fn conductor_parts(
@@ -333,10 +298,8 @@ impl Manager {
         started: Sender<Result<(), StartError>>,
     ) -> ConductorParts<TcpLink> {
         let settings = &self.config.settings;
-        let limits = CommandLimits {
-            chunk: settings.chunk,
-            in_flight: settings.commands_in_flight,
-        };
+        let limits =
+            CommandLimits { chunk: settings.chunk, in_flight: settings.commands_in_flight };
         ConductorParts {
             inputs,
             connector,
@@ -369,10 +332,7 @@ impl Manager {
         let phase = std::mem::replace(&mut self.phase, Phase::Idle);
         if let Phase::Running(running) = phase {
             // Blocks for no longer than the conductor needs to take a question.
-            self.control
-                .0
-                .send_deadline(Control::Stop { until }, until)
-                .unwrap_or_default();
+            self.control.0.send_deadline(Control::Stop { until }, until).unwrap_or_default();
             stuck = await_threads(&running, after(until, Duration::from_millis(250)));
             if !stuck.iter().any(|name| name == CONDUCTOR) {
                 match running.conductor.join() {
@@ -394,13 +354,7 @@ impl Manager {
         while self.control.1.try_recv().is_ok() {}
         let elapsed = clock::now().saturating_duration_since(begun);
         let stats = self.counters.snapshot(self.room.is_closed());
-        StopReport {
-            elapsed,
-            stuck,
-            panicked,
-            untold,
-            stats,
-        }
+        StopReport { elapsed, stuck, panicked, untold, stats }
     }
 }
 
@@ -414,9 +368,7 @@ impl Drop for Manager {
 
 impl fmt::Debug for Manager {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Manager")
-            .field("config", &self.config)
-            .finish_non_exhaustive()
+        f.debug_struct("Manager").field("config", &self.config).finish_non_exhaustive()
     }
 }
 
@@ -489,10 +441,7 @@ impl Wiring {
             dialed,
             reports,
             lost,
-            exits: Exits {
-                ended: ended_sender,
-                lost: lost_sender,
-            },
+            exits: Exits { ended: ended_sender, lost: lost_sender },
             ended,
         })
     }
@@ -511,10 +460,7 @@ fn transport(config: &Config) -> std::io::Result<(TcpTransport, Wake)> {
 
 fn link_settings(config: &Config) -> LinkSettings {
     let settings = &config.settings;
-    let command_bytes = settings
-        .chunk
-        .saturating_mul(Ticker::BYTES_MAX + 3)
-        .min(1 << 16);
+    let command_bytes = settings.chunk.saturating_mul(Ticker::BYTES_MAX + 3).min(1 << 16);
     LinkSettings {
         message_bytes_max: settings.max_message_size,
         outgoing_bytes_max: command_bytes

@@ -152,10 +152,7 @@ impl Charge {
 
     fn unpack(word: u64) -> Self {
         let half = |bits: u64| u32::try_from(bits & u64::from(u32::MAX)).unwrap_or(u32::MAX);
-        Self {
-            messages: half(word >> 32),
-            units: half(word),
-        }
+        Self { messages: half(word >> 32), units: half(word) }
     }
 }
 
@@ -173,11 +170,7 @@ impl Room {
             messages: u32::try_from(messages).unwrap_or(u32::MAX),
             units: u32::try_from(bytes / UNIT_BYTES).unwrap_or(u32::MAX),
         };
-        Self {
-            taken: CachePadded::default(),
-            closed: AtomicBool::new(false),
-            limit,
-        }
+        Self { taken: CachePadded::default(), closed: AtomicBool::new(false), limit }
     }
 
     /// Takes room for up to `messages` in a buffer of `units`; the first that fit.
@@ -188,18 +181,11 @@ impl Room {
             let free = self.limit.messages.saturating_sub(taken.messages);
             let fits = units <= self.limit.units.saturating_sub(taken.units);
             let messages = if fits { messages.min(free) } else { 0 };
-            granted = if messages > 0 {
-                Charge { messages, units }
-            } else {
-                Charge::default()
-            };
+            granted = if messages > 0 { Charge { messages, units } } else { Charge::default() };
             // No carry between the halves: neither sum exceeds its limit.
             (messages > 0).then(|| word + granted.pack())
         };
-        match self
-            .taken
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, grant)
-        {
+        match self.taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, grant) {
             Ok(_) => granted,
             Err(_) => Charge::default(),
         }
@@ -224,10 +210,7 @@ pub(crate) struct Handed {
 
 /// One shard's end: makes batches, hands them over, gets empty ones back.
 #[derive(Debug)]
-#[expect(
-    clippy::vec_box,
-    reason = "batches travel boxed; unboxing would move them each time"
-)]
+#[expect(clippy::vec_box, reason = "batches travel boxed; unboxing would move them each time")]
 pub(crate) struct Outlet {
     shard: ShardId,
     room: Arc<Room>,
@@ -250,16 +233,8 @@ impl Outlet {
         while let Ok(batch) = self.returns.try_recv() {
             self.recycle(batch);
         }
-        let class = if bytes <= SMALL_BYTES {
-            SMALL_BYTES
-        } else {
-            LARGE_BYTES
-        };
-        let pool = if class == SMALL_BYTES {
-            &mut self.small
-        } else {
-            &mut self.large
-        };
+        let class = if bytes <= SMALL_BYTES { SMALL_BYTES } else { LARGE_BYTES };
+        let pool = if class == SMALL_BYTES { &mut self.small } else { &mut self.large };
         let mut batch = pool.pop().unwrap_or_else(|| {
             Box::new(Batch {
                 shard: self.shard,
@@ -304,9 +279,7 @@ impl Outlet {
         }
         let messages = u32::try_from(batch.entries.len()).unwrap_or(u32::MAX);
         let units = batch.bytes.capacity().div_ceil(UNIT_BYTES);
-        let charge = self
-            .room
-            .reserve(messages, u32::try_from(units).unwrap_or(u32::MAX));
+        let charge = self.room.reserve(messages, u32::try_from(units).unwrap_or(u32::MAX));
         let granted = usize::try_from(charge.messages).unwrap_or(usize::MAX);
         rest.extend(batch.entries.drain(granted.min(batch.entries.len())..));
         if granted == 0 {
@@ -345,14 +318,7 @@ impl Handoff {
             current: None,
             consumed: Arc::new(CachePadded::default()),
         };
-        (
-            Self {
-                room,
-                sender,
-                returns,
-            },
-            consumer,
-        )
+        (Self { room, sender, returns }, consumer)
     }
 
     /// The end of one shard.
@@ -529,11 +495,7 @@ mod tests {
         }
         assert_eq!(messages.try_recv().unwrap_err(), RecvError::Empty);
         let batch = fill(&mut outlet, 5);
-        assert_eq!(
-            outlet.send(batch, &mut rest).messages,
-            5,
-            "all room came back"
-        );
+        assert_eq!(outlet.send(batch, &mut rest).messages, 5, "all room came back");
     }
 
     #[test]
@@ -614,10 +576,7 @@ mod tests {
             while messages.try_recv().is_ok() {
                 received += 1;
             }
-            let handed: usize = senders
-                .into_iter()
-                .map(|sender| sender.join().unwrap())
-                .sum();
+            let handed: usize = senders.into_iter().map(|sender| sender.join().unwrap()).sum();
             assert_eq!(handed, received);
             handed
         });

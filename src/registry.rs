@@ -96,29 +96,17 @@ pub struct MarketChange {
 impl MarketChange {
     /// The market exists, with this status.
     pub fn created(ticker: Ticker, status: MarketStatus) -> Self {
-        Self {
-            ticker,
-            kind: ChangeKind::Created { status },
-            priority: 0,
-        }
+        Self { ticker, kind: ChangeKind::Created { status }, priority: 0 }
     }
 
     /// The market's status changed.
     pub fn status_change(ticker: Ticker, old: MarketStatus, new: MarketStatus) -> Self {
-        Self {
-            ticker,
-            kind: ChangeKind::StatusChange { old, new },
-            priority: 0,
-        }
+        Self { ticker, kind: ChangeKind::StatusChange { old, new }, priority: 0 }
     }
 
     /// The market is over.
     pub fn settled(ticker: Ticker) -> Self {
-        Self {
-            ticker,
-            kind: ChangeKind::Settled,
-            priority: 0,
-        }
+        Self { ticker, kind: ChangeKind::Settled, priority: 0 }
     }
 
     /// The same change, with a priority.
@@ -177,9 +165,7 @@ pub struct StaticRegistry {
 impl StaticRegistry {
     /// A registry of these markets, for good.
     pub fn new(markets: impl IntoIterator<Item = Ticker>) -> Self {
-        Self {
-            markets: markets.into_iter().collect(),
-        }
+        Self { markets: markets.into_iter().collect() }
     }
 }
 
@@ -240,13 +226,7 @@ impl ChannelRegistry {
             changes: change_receiver,
             lifecycle: frame_sender,
         };
-        (
-            registry,
-            RegistryHost {
-                changes: change_sender,
-                lifecycle: frame_receiver,
-            },
-        )
+        (registry, RegistryHost { changes: change_sender, lifecycle: frame_receiver })
     }
 }
 

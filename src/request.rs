@@ -64,10 +64,7 @@ impl Request {
             Self::Unsubscribe { sid } => Command {
                 id,
                 cmd: "unsubscribe",
-                params: Params {
-                    sids: Some([*sid]),
-                    ..Params::default()
-                },
+                params: Params { sids: Some([*sid]), ..Params::default() },
             },
         };
         // Strings, numbers and lists: serialising them cannot fail.
@@ -82,11 +79,7 @@ fn update<'a>(id: CommandId, sid: Sid, action: &'static str, markets: &'a [Ticke
         market_tickers: markets,
         ..Params::default()
     };
-    Command {
-        id,
-        cmd: "update_subscription",
-        params,
-    }
+    Command { id, cmd: "update_subscription", params }
 }
 
 #[derive(Serialize)]
@@ -130,25 +123,16 @@ impl Upgrade {
             .header("Connection", "Upgrade")
             .header("Upgrade", "websocket")
             .header("Sec-WebSocket-Version", "13")
-            .header(
-                "Sec-WebSocket-Key",
-                tungstenite::handshake::client::generate_key(),
-            )
-            .header(
-                "User-Agent",
-                concat!("kalshi-feed/", env!("CARGO_PKG_VERSION")),
-            )
+            .header("Sec-WebSocket-Key", tungstenite::handshake::client::generate_key())
+            .header("User-Agent", concat!("kalshi-feed/", env!("CARGO_PKG_VERSION")))
             .body(())
             .map_err(|error| local(&error))?;
         let (mut bytes, key) = tungstenite::handshake::client::generate_request(request)
             .map_err(|error| local(&error))?;
         if let Some(credentials) = credentials {
-            let signature =
-                credentials
-                    .sign(unix_ms, &endpoint.path)
-                    .ok_or_else(|| Cause::Local {
-                        message: "signing failed: no randomness".to_owned(),
-                    })?;
+            let signature = credentials.sign(unix_ms, &endpoint.path).ok_or_else(|| {
+                Cause::Local { message: "signing failed: no randomness".to_owned() }
+            })?;
             bytes.truncate(bytes.len().saturating_sub(2)); // the empty line
             let headers = format!(
                 "KALSHI-ACCESS-KEY: {}\r\nKALSHI-ACCESS-TIMESTAMP: {unix_ms}\r\n\
@@ -162,9 +146,7 @@ impl Upgrade {
 }
 
 fn local(error: &dyn std::fmt::Display) -> Cause {
-    Cause::Local {
-        message: format!("cannot build the upgrade request: {error}"),
-    }
+    Cause::Local { message: format!("cannot build the upgrade request: {error}") }
 }
 
 #[cfg(test)]
@@ -181,37 +163,22 @@ mod tests {
         let sid = Sid::new(1);
         let table = [
             (
-                Request::Subscribe {
-                    role: Role::Orderbook,
-                    markets: tickers(&["A", "B-T3.00"]),
-                },
+                Request::Subscribe { role: Role::Orderbook, markets: tickers(&["A", "B-T3.00"]) },
                 r#"{"id":7,"cmd":"subscribe","params":{"channels":["orderbook_delta"],"market_tickers":["A","B-T3.00"],"skip_ticker_ack":true}}"#,
             ),
             (
-                Request::Subscribe {
-                    role: Role::Lifecycle,
-                    markets: vec![],
-                },
+                Request::Subscribe { role: Role::Lifecycle, markets: vec![] },
                 r#"{"id":7,"cmd":"subscribe","params":{"channels":["market_lifecycle_v2"]}}"#,
             ),
             (
-                Request::Add {
-                    sid,
-                    markets: tickers(&["C"]),
-                },
+                Request::Add { sid, markets: tickers(&["C"]) },
                 r#"{"id":7,"cmd":"update_subscription","params":{"sids":[1],"action":"add_markets","market_tickers":["C"]}}"#,
             ),
             (
-                Request::Delete {
-                    sid,
-                    markets: tickers(&["C"]),
-                },
+                Request::Delete { sid, markets: tickers(&["C"]) },
                 r#"{"id":7,"cmd":"update_subscription","params":{"sids":[1],"action":"delete_markets","market_tickers":["C"]}}"#,
             ),
-            (
-                Request::Unsubscribe { sid },
-                r#"{"id":7,"cmd":"unsubscribe","params":{"sids":[1]}}"#,
-            ),
+            (Request::Unsubscribe { sid }, r#"{"id":7,"cmd":"unsubscribe","params":{"sids":[1]}}"#),
         ];
         for (request, expected) in table {
             assert_eq!(request.text(id), expected);

@@ -44,12 +44,7 @@ impl SystemResolver {
             Ok(address) => State::Fixed(SocketAddr::new(address, port), false),
             Err(_) => State::Idle,
         };
-        Self {
-            host: host.to_owned(),
-            port,
-            wake,
-            state,
-        }
+        Self { host: host.to_owned(), port, wake, state }
     }
 }
 
@@ -77,9 +72,9 @@ impl Resolver for SystemResolver {
                 let answer = match receiver.try_recv() {
                     Err(TryRecvError::Empty) => return None,
                     Ok(answer) => answer,
-                    Err(TryRecvError::Disconnected) => Err(Cause::Local {
-                        message: "no thread for a name lookup".to_owned(),
-                    }),
+                    Err(TryRecvError::Disconnected) => {
+                        Err(Cause::Local { message: "no thread for a name lookup".to_owned() })
+                    }
                 };
                 self.state = State::Idle;
                 Some(answer)
@@ -93,14 +88,8 @@ fn spawn_lookup(host: String, port: u16, sender: Sender<Lookup>, wake: Wake) {
         let found = (host.as_str(), port).to_socket_addrs();
         let answer = match found.map(Iterator::collect::<Vec<_>>) {
             Ok(addresses) if !addresses.is_empty() => Ok(addresses),
-            Ok(_) => Err(Cause::Resolve {
-                host,
-                message: "no address".to_owned(),
-            }),
-            Err(error) => Err(Cause::Resolve {
-                host,
-                message: error.to_string(),
-            }),
+            Ok(_) => Err(Cause::Resolve { host, message: "no address".to_owned() }),
+            Err(error) => Err(Cause::Resolve { host, message: error.to_string() }),
         };
         // The connector may be gone by now; then nobody needs the answer.
         sender.try_send(answer).unwrap_or_default();

@@ -64,10 +64,7 @@ pub(crate) struct Sequences {
 impl Sequences {
     /// A new epoch that inherits what the last one left untold.
     pub(crate) fn new(carry: u64) -> Self {
-        Self {
-            states: Vec::new(),
-            carry,
-        }
+        Self { states: Vec::new(), carry }
     }
 
     /// A sid was acknowledged. Data may have come before the acknowledgement; a number that was
@@ -98,11 +95,7 @@ impl Sequences {
             state.seen = seq;
             state.backward_run = 0;
             state.owed = state.owed.saturating_add(missing);
-            return if missing == 0 {
-                Observed::Contiguous
-            } else {
-                Observed::Gap(missing)
-            };
+            return if missing == 0 { Observed::Contiguous } else { Observed::Gap(missing) };
         }
         let follows = state.backward_run > 0 && seq == state.backward_last.saturating_add(1);
         state.backward_run = if follows { state.backward_run + 1 } else { 1 };
@@ -111,20 +104,13 @@ impl Sequences {
             state.backward_run = 0;
             return Observed::Restarted;
         }
-        if seq == state.seen {
-            Observed::Duplicate
-        } else {
-            Observed::Backward
-        }
+        if seq == state.seen { Observed::Duplicate } else { Observed::Backward }
     }
 
     /// Takes a message for the host: what was owed becomes its `gap_size`.
     pub(crate) fn take(&mut self, sid: Sid, observed: Observed) -> Mark {
         let Some(state) = self.ensure(sid) else {
-            return Mark {
-                continuity: Continuity::Next,
-                gap_size: 0,
-            };
+            return Mark { continuity: Continuity::Next, gap_size: 0 };
         };
         let gap_size = std::mem::take(&mut state.owed);
         let continuity = match observed {
@@ -134,10 +120,7 @@ impl Sequences {
             _ if gap_size > 0 => Continuity::Gap,
             _ => Continuity::Next,
         };
-        Mark {
-            continuity,
-            gap_size,
-        }
+        Mark { continuity, gap_size }
     }
 
     /// A message taken before was not handed over after all. A repeated frame is no loss itself.
@@ -161,20 +144,13 @@ impl Sequences {
 
     /// What the host has not been told, over all sids: the next epoch's inheritance.
     pub(crate) fn untold(&self) -> u64 {
-        self.states
-            .iter()
-            .fold(self.carry, |sum, state| sum.saturating_add(state.owed))
+        self.states.iter().fold(self.carry, |sum, state| sum.saturating_add(state.owed))
     }
 
     /// What the host has not been told, sid by sid; the inheritance under no sid.
     pub(crate) fn untold_by_sid(&self) -> impl Iterator<Item = (Option<Sid>, u64)> + '_ {
-        let states = self
-            .states
-            .iter()
-            .map(|state| (Some(state.sid), state.owed));
-        std::iter::once((None, self.carry))
-            .chain(states)
-            .filter(|&(_, owed)| owed > 0)
+        let states = self.states.iter().map(|state| (Some(state.sid), state.owed));
+        std::iter::once((None, self.carry)).chain(states).filter(|&(_, owed)| owed > 0)
     }
 
     fn find(&self, sid: Sid) -> Option<usize> {
@@ -229,10 +205,7 @@ mod tests {
     }
 
     fn mark(continuity: Continuity, gap_size: u64) -> Mark {
-        Mark {
-            continuity,
-            gap_size,
-        }
+        Mark { continuity, gap_size }
     }
 
     #[test]
@@ -296,9 +269,7 @@ mod tests {
     fn a_restart_within_the_epoch_asks_for_renewal() {
         let mut sequences = Sequences::new(0);
         deliver(&mut sequences, 100);
-        let observed: Vec<_> = (1..=8)
-            .map(|n| sequences.observe(SID, Seq::new(n)))
-            .collect();
+        let observed: Vec<_> = (1..=8).map(|n| sequences.observe(SID, Seq::new(n))).collect();
         assert!(observed[..7].iter().all(|&o| o == Observed::Backward));
         assert_eq!(observed[7], Observed::Restarted);
     }

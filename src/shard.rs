@@ -66,27 +66,11 @@ pub(crate) enum Order<L> {
 /// To the conductor.
 #[derive(Debug)]
 pub(crate) enum Report {
-    Ended {
-        conn: ConnId,
-        epoch: Epoch,
-        ended: Ended,
-    },
-    SubscriptionEnded {
-        conn: ConnId,
-        epoch: Epoch,
-        sid: Sid,
-        code: Option<i64>,
-    },
-    Down {
-        conn: ConnId,
-        epoch: Epoch,
-        cause: Cause,
-        heard: bool,
-    },
+    Ended { conn: ConnId, epoch: Epoch, ended: Ended },
+    SubscriptionEnded { conn: ConnId, epoch: Epoch, sid: Sid, code: Option<i64> },
+    Down { conn: ConnId, epoch: Epoch, cause: Cause, heard: bool },
     RegistryHungUp,
-    Stopped {
-        untold: Vec<Untold>,
-    },
+    Stopped { untold: Vec<Untold> },
 }
 
 /// Messages lost that no later message could tell of, because the engine stopped.
@@ -257,11 +241,7 @@ impl<T: Transport> Shard<T> {
             match self.orders.try_recv() {
                 Ok(Order::Listen { sink }) => self.lifecycle = Some(sink),
                 Ok(Order::Adopt(adoption)) => self.adopt(*adoption, now),
-                Ok(Order::Command {
-                    conn,
-                    epoch,
-                    request,
-                }) => {
+                Ok(Order::Command { conn, epoch, request }) => {
                     self.command(conn, epoch, request, now);
                 }
                 Ok(Order::Stop { until }) => self.stop(until, now),
@@ -313,13 +293,7 @@ impl<T: Transport> Shard<T> {
     // Orders.
 
     fn adopt(&mut self, adoption: Adoption<T::Link>, now: Instant) {
-        let Adoption {
-            conn,
-            epoch,
-            role,
-            link: mut socket,
-            unread,
-        } = adoption;
+        let Adoption { conn, epoch, role, link: mut socket, unread } = adoption;
         let Some(index) = self.index(conn) else {
             return;
         };
@@ -328,10 +302,7 @@ impl<T: Transport> Shard<T> {
         };
         let owed = std::mem::take(&mut slot.owed);
         let watched = self.transport.register(&mut socket, index);
-        slot.live = Some((
-            socket,
-            Link::new((conn, epoch, role), owed, self.settings, now),
-        ));
+        slot.live = Some((socket, Link::new((conn, epoch, role), owed, self.settings, now)));
         slot.read_closed = false;
         slot.broken = None;
         self.counters.connections.add(1);
@@ -352,19 +323,12 @@ impl<T: Transport> Shard<T> {
 
     fn command(&mut self, conn: ConnId, epoch: Epoch, request: Request, now: Instant) {
         let index = self.index(conn);
-        let live = index
-            .and_then(|index| self.live(index))
-            .filter(|link| link.epoch == epoch);
+        let live = index.and_then(|index| self.live(index)).filter(|link| link.epoch == epoch);
         let (Some(index), Some(link)) = (index, live) else {
             // Its connection was lost meanwhile: it ends as every command of it did.
             let id = crate::ids::CommandId::new(0);
             let outcome = crate::command::Outcome::ConnectionLost;
-            let ended = Ended {
-                id,
-                request,
-                outcome,
-                sid: None,
-            };
+            let ended = Ended { id, request, outcome, sid: None };
             self.report(Report::Ended { conn, epoch, ended });
             return;
         };
@@ -451,11 +415,7 @@ impl<T: Transport> Shard<T> {
             Ok(Received::Some { at, .. }) => at,
             _ => self.transport.stamp(),
         };
-        let verdict = if fresh {
-            self.digest(index, at)
-        } else {
-            Ok(())
-        };
+        let verdict = if fresh { self.digest(index, at) } else { Ok(()) };
         let ending = match (verdict, received) {
             (Err(cause), _) | (Ok(()), Err(cause)) => Some(cause),
             (Ok(()), Ok(Received::Ended)) => Some(broken.unwrap_or(Cause::Ended)),
@@ -475,23 +435,13 @@ impl<T: Transport> Shard<T> {
 
     /// Digests the plaintext in scratch into one batch and hands it over.
     fn digest(&mut self, index: usize, stamp: crate::clock::Stamp) -> Result<(), Cause> {
-        let Some((_, link)) = self
-            .slots
-            .get_mut(index)
-            .and_then(|slot| slot.live.as_mut())
-        else {
+        let Some((_, link)) = self.slots.get_mut(index).and_then(|slot| slot.live.as_mut()) else {
             return Ok(());
         };
         let counters = &*self.counters;
-        let Scratch {
-            plain, rest, notes, ..
-        } = &mut self.scratch;
-        counters
-            .bytes_received
-            .add(widen(plain.len().saturating_sub(link.partial.len())));
-        let mut batch = self
-            .outlet
-            .batch(plain.len(), link.conn, link.epoch, link.role, stamp);
+        let Scratch { plain, rest, notes, .. } = &mut self.scratch;
+        counters.bytes_received.add(widen(plain.len().saturating_sub(link.partial.len())));
+        let mut batch = self.outlet.batch(plain.len(), link.conn, link.epoch, link.role, stamp);
         let verdict = link.digest(plain, &mut batch, notes, counters);
         if batch.entries.is_empty() {
             self.outlet.recycle(batch);
@@ -514,19 +464,14 @@ impl<T: Transport> Shard<T> {
         let Some(slot) = self.slots.get_mut(index) else {
             return;
         };
-        slot.held
-            .extend(batch.entries.iter().map(|entry| batch.message(entry)));
+        slot.held.extend(batch.entries.iter().map(|entry| batch.message(entry)));
         self.outlet.recycle(batch);
         self.retry_held(index, now);
     }
 
     /// Hands the registry what it has room for; the connection reads on when nothing is left.
     fn retry_held(&mut self, index: usize, now: Instant) {
-        let Some(slot) = self
-            .slots
-            .get_mut(index)
-            .filter(|slot| !slot.held.is_empty())
-        else {
+        let Some(slot) = self.slots.get_mut(index).filter(|slot| !slot.held.is_empty()) else {
             return;
         };
         let counters = &*self.counters;
@@ -551,11 +496,7 @@ impl<T: Transport> Shard<T> {
         }
         let empty = slot.held.is_empty();
         if let Some((_, link)) = &mut slot.live {
-            if empty {
-                link.release(now)
-            } else {
-                link.hold(now)
-            }
+            if empty { link.release(now) } else { link.hold(now) }
         }
         if empty {
             // No edge will tell of what waited in the socket meanwhile.
@@ -584,11 +525,7 @@ impl<T: Transport> Shard<T> {
 
     /// Sends what is waiting to be sent.
     fn flush(&mut self, index: usize, now: Instant) {
-        let Some(slot) = self
-            .slots
-            .get_mut(index)
-            .filter(|slot| slot.broken.is_none())
-        else {
+        let Some(slot) = self.slots.get_mut(index).filter(|slot| slot.broken.is_none()) else {
             return;
         };
         let Some((socket, link)) = &mut slot.live else {
@@ -613,11 +550,7 @@ impl<T: Transport> Shard<T> {
 
     fn lose(&mut self, index: usize, cause: Cause) {
         // While stopping, the end of a connection is what we asked for.
-        let cause = if self.state == State::Running {
-            cause
-        } else {
-            Cause::Stopped
-        };
+        let cause = if self.state == State::Running { cause } else { Cause::Stopped };
         let Some(slot) = self.slots.get_mut(index) else {
             return;
         };
@@ -643,12 +576,7 @@ impl<T: Transport> Shard<T> {
         }
         let live = self.counters.connections.total().saturating_sub(1);
         self.counters.connections.set(live);
-        self.report(Report::Down {
-            conn,
-            epoch,
-            cause,
-            heard,
-        });
+        self.report(Report::Down { conn, epoch, cause, heard });
     }
 
     fn deliver_notes(&mut self, index: usize) {
@@ -662,12 +590,9 @@ impl<T: Transport> Shard<T> {
         for note in notes.drain(..) {
             self.report(match note {
                 Note::Ended(ended) => Report::Ended { conn, epoch, ended },
-                Note::SubscriptionEnded { sid, code } => Report::SubscriptionEnded {
-                    conn,
-                    epoch,
-                    sid,
-                    code,
-                },
+                Note::SubscriptionEnded { sid, code } => {
+                    Report::SubscriptionEnded { conn, epoch, sid, code }
+                }
             });
         }
         self.scratch.notes = notes;
@@ -698,20 +623,13 @@ impl<T: Transport> Shard<T> {
     }
 
     fn live(&mut self, index: usize) -> Option<&mut Link> {
-        self.slots
-            .get_mut(index)?
-            .live
-            .as_mut()
-            .map(|(_, link)| link)
+        self.slots.get_mut(index)?.live.as_mut().map(|(_, link)| link)
     }
 
     /// The place of a connection on this shard: pair by pair.
     fn index(&self, conn: ConnId) -> Option<usize> {
         let place = usize::from(conn.number().checked_sub(1)?);
         let index = (place / 2 / self.shards.max(1)) * 2 + place % 2;
-        self.slots
-            .get(index)
-            .filter(|slot| slot.conn == conn)
-            .map(|_| index)
+        self.slots.get(index).filter(|slot| slot.conn == conn).map(|_| index)
     }
 }

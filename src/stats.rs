@@ -17,10 +17,7 @@ pub(crate) struct Counter(AtomicU64);
 
 impl Counter {
     pub(crate) fn add(&self, count: u64) {
-        self.0.store(
-            self.0.load(Ordering::Relaxed).wrapping_add(count),
-            Ordering::Relaxed,
-        );
+        self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(count), Ordering::Relaxed);
     }
 
     pub(crate) fn set(&self, value: u64) {
@@ -122,20 +119,15 @@ pub(crate) struct ControlCounters {
 impl ControlCounters {
     pub(crate) fn subscribe_error(&self, role: Role, code: i64) {
         let place = usize::try_from(code).unwrap_or(0).min(CODES - 1);
-        if let Some(counter) = self
-            .subscribe_errors
-            .get(role.index())
-            .and_then(|codes| codes.get(place))
+        if let Some(counter) =
+            self.subscribe_errors.get(role.index()).and_then(|codes| codes.get(place))
         {
             counter.add(1);
         }
     }
 
     pub(crate) fn reconnect(&self, conn: ConnId) {
-        if let Some(counter) = self
-            .reconnects
-            .get(usize::from(conn.number()).saturating_sub(1))
-        {
+        if let Some(counter) = self.reconnects.get(usize::from(conn.number()).saturating_sub(1)) {
             counter.add(1);
         }
     }
@@ -157,9 +149,7 @@ impl Counters {
         consumed: Arc<CachePadded<Counter>>,
     ) -> Self {
         let control = ControlCounters {
-            reconnects: (0..pool.connections())
-                .map(|_| Counter::default())
-                .collect(),
+            reconnects: (0..pool.connections()).map(|_| Counter::default()).collect(),
             ..ControlCounters::default()
         };
         Self {
@@ -181,11 +171,8 @@ impl Counters {
         let by_role = |counter: fn(&ControlCounters, Role) -> u64| {
             Role::ALL.map(|role| (role, counter(control, role)))
         };
-        let healthy = by_role(|c, role| {
-            c.connections_healthy
-                .get(role.index())
-                .map_or(0, Counter::total)
-        });
+        let healthy =
+            by_role(|c, role| c.connections_healthy.get(role.index()).map_or(0, Counter::total));
         let shard_cpu: u64 = sum(|shard| &shard.cpu_ns);
         Stats {
             connections_total: widen(self.pool.connections()),
@@ -201,11 +188,7 @@ impl Counters {
             messages_received: sum(|shard| &shard.messages_received),
             messages_forwarded: forwarded,
             messages_consumed: consumed,
-            messages_abandoned: if abandoned {
-                forwarded.saturating_sub(consumed)
-            } else {
-                0
-            },
+            messages_abandoned: if abandoned { forwarded.saturating_sub(consumed) } else { 0 },
             messages_dropped: sum(|shard| &shard.messages_dropped),
             lifecycle_forwarded: sum(|shard| &shard.lifecycle_forwarded),
             lifecycle_discarded: sum(|shard| &shard.lifecycle_discarded),
@@ -228,10 +211,7 @@ impl Counters {
                 .map(|((conn, role), counter)| (conn, role, counter.total()))
                 .filter(|&(_, _, count)| count > 0)
                 .collect(),
-            subscribe_errors: subscribe_errors(control)
-                .iter()
-                .map(|error| error.count)
-                .sum(),
+            subscribe_errors: subscribe_errors(control).iter().map(|error| error.count).sum(),
             subscribe_errors_by_code: subscribe_errors(control),
             commands_timed_out: control.commands_timed_out.total(),
             events_dropped: control.events_dropped.total(),
@@ -239,10 +219,7 @@ impl Counters {
             tls_full: control.tls_full.total(),
             bytes_received: sum(|shard| &shard.bytes_received),
             cpu_ns: shard_cpu + control.conductor_cpu_ns.total() + control.connector_cpu_ns.total(),
-            shards: (0u16..)
-                .zip(&self.shards)
-                .map(|(id, shard)| shard_stats(id, shard))
-                .collect(),
+            shards: (0u16..).zip(&self.shards).map(|(id, shard)| shard_stats(id, shard)).collect(),
         }
     }
 }
@@ -253,11 +230,7 @@ fn subscribe_errors(control: &ControlCounters) -> Vec<SubscribeErrors> {
         for (code, counter) in (0i64..).zip(codes) {
             let count = counter.total();
             if count > 0 {
-                errors.push(SubscribeErrors {
-                    channel: role.channel(),
-                    code,
-                    count,
-                });
+                errors.push(SubscribeErrors { channel: role.channel(), code, count });
             }
         }
     }
@@ -268,9 +241,7 @@ fn shard_stats(id: u16, shard: &ShardCounters) -> ShardStats {
     let wall_ns = shard.wall_ns.total();
     ShardStats {
         shard: ShardId::new(id),
-        core: usize::try_from(shard.core.total())
-            .ok()
-            .and_then(|core| core.checked_sub(1)),
+        core: usize::try_from(shard.core.total()).ok().and_then(|core| core.checked_sub(1)),
         connections: shard.connections.total(),
         messages: shard.messages_received.total(),
         cycles: shard.cycles.total(),
@@ -284,10 +255,7 @@ fn ratio(part: u64, whole: u64) -> f64 {
     if whole == 0 {
         return 0.0;
     }
-    #[expect(
-        clippy::as_conversions,
-        reason = "a ratio for people; rounding is fine"
-    )]
+    #[expect(clippy::as_conversions, reason = "a ratio for people; rounding is fine")]
     {
         part as f64 / whole as f64
     }

@@ -11,11 +11,10 @@
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
-use serde::Serialize;
-
 use crate::assign::{Assigner, Unplaced};
 use crate::command::Outcome;
 use crate::ids::{ConnId, Role, Sid, Ticker, widen};
+use crate::market::{Change, Market, Need, Observed, SubscriptionInfo};
 use crate::request::Request;
 use crate::timer::after;
 
@@ -24,62 +23,10 @@ const COMMAND_BYTES_MAX: usize = 64_000;
 /// Delay after a refusal: the first, and the longest.
 const REFUSED_DELAY: Duration = Duration::from_secs(1);
 const REFUSED_DELAY_MAX: Duration = Duration::from_secs(60);
+/// The exchange's code for a command it did not finish in time: carried out or not.
+const COMMAND_TIMEOUT: i64 = 18;
 /// The exchange's code for a sid it does not know.
 const UNKNOWN_SUBSCRIPTION: i64 = 7;
-
-/// How far a market's subscription is.
-///
-/// ```
-/// # fn show(handle: &kalshi_feed::Handle, ticker: &kalshi_feed::Ticker) {
-/// if let Some(info) = handle.subscription(ticker) {
-///     println!("{:?} on {:?}", info.state, info.conn);
-/// }
-/// # }
-/// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-#[non_exhaustive]
-pub enum MarketState {
-    /// Not with the exchange: waiting for a connection or a command.
-    Waiting,
-    /// The command is in flight.
-    Subscribing,
-    /// The exchange has confirmed it.
-    Subscribed,
-    /// The command that ends it is in flight.
-    Unsubscribing,
-}
-
-/// Where a market is.
-///
-/// ```
-/// # fn show(info: &kalshi_feed::SubscriptionInfo) {
-/// println!("{} is {:?}", info.ticker, info.state);
-/// # }
-/// ```
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[non_exhaustive]
-pub struct SubscriptionInfo {
-    /// The market.
-    pub ticker: Ticker,
-    /// The connection it is assigned to.
-    pub conn: Option<ConnId>,
-    /// The subscription it shares with the other markets of that connection.
-    pub sid: Option<Sid>,
-    /// How far it is.
-    pub state: MarketState,
-}
-
-#[derive(Clone, Debug)]
-struct Market {
-    ticker: Ticker,
-    /// Its connection, and its place among that connection's members.
-    place: Option<(ConnId, usize)>,
-    wanted: bool,
-    state: MarketState,
-    /// In its connection's queue, or in the queue of those without a connection.
-    queued: bool,
-}
 
 /// A connection's subscription.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -146,10 +93,7 @@ impl Subscriptions {
     ) -> Self {
         let roles: Vec<_> = pool.collect();
         let books = roles.iter().filter(|(_, role)| *role == Role::Orderbook);
-        let first = books
-            .clone()
-            .next()
-            .map_or(ConnId::new(1), |&(conn, _)| conn);
+        let first = books.clone().next().map_or(ConnId::new(1), |&(conn, _)| conn);
         let assigner = Assigner::new(first, books.count(), markets_per_connection);
         let members = roles.iter().map(|&(_, role)| Member {
             role,
@@ -195,13 +139,7 @@ impl Subscriptions {
     }
 
     fn insert(&mut self, ticker: &Ticker) -> usize {
-        let market = Market {
-            ticker: ticker.clone(),
-            place: None,
-            wanted: false,
-            state: MarketState::Waiting,
-            queued: false,
-        };
+        let market = Market::new(ticker.clone());
         let index = match self.free.pop() {
             Some(index) => {
                 if let Some(place) = self.markets.get_mut(index) {
@@ -226,18 +164,10 @@ impl Subscriptions {
             return;
         }
         market.wanted = wanted;
-        self.wanted = if wanted {
-            self.wanted + 1
-        } else {
-            self.wanted - 1
-        };
+        self.wanted = if wanted { self.wanted + 1 } else { self.wanted - 1 };
         let place = market.place;
         if let Some(member) = place.and_then(|(conn, _)| self.member(conn)) {
-            member.wanted = if wanted {
-                member.wanted + 1
-            } else {
-                member.wanted - 1
-            };
+            member.wanted = if wanted { member.wanted + 1 } else { member.wanted - 1 };
         }
         self.enqueue(index);
     }
@@ -338,36 +268,33 @@ impl Subscriptions {
         self.forget_all(conn);
     }
 
-    /// Every market of the connection is off the exchange: wanted ones queue, others are released.
+    /// Every market of the connection is off the exchange.
     fn forget_all(&mut self, conn: ConnId) {
-        let Some(markets) = self.member(conn).map(|member| member.markets.clone()) else {
-            return;
-        };
+        let Some(markets) = self.member(conn).map(|member| member.markets.clone()) else { return };
         for index in markets {
-            self.settle(index, MarketState::Waiting);
+            self.settle(index, Some(Observed::Absent));
         }
     }
 
-    /// A market's state with the exchange is now this; what differs from what should be, queues.
-    fn settle(&mut self, index: usize, state: MarketState) {
-        let Some(market) = self.markets.get_mut(index) else {
-            return;
-        };
-        let was = std::mem::replace(&mut market.state, state);
-        let (wanted, queued) = (market.wanted, market.queued);
-        match (
-            was == MarketState::Subscribed,
-            state == MarketState::Subscribed,
-        ) {
+    /// Nothing is in flight about a market any more, and this is what is known of it now, if
+    /// anything new is. If it needs something it queues; if it needs nothing ever, it goes.
+    fn settle(&mut self, index: usize, observed: Option<Observed>) {
+        let Some(market) = self.markets.get_mut(index) else { return };
+        market.in_flight = None;
+        let new = observed.unwrap_or(market.observed);
+        let was = std::mem::replace(&mut market.observed, new);
+        let (need, queued) = (market.need(true), market.queued);
+        match (was == Observed::Present, new == Observed::Present) {
             (false, true) => self.confirmed += 1,
             (true, false) => self.confirmed -= 1,
             _ => {}
         }
-        match (wanted, state) {
-            (true, MarketState::Waiting) | (false, MarketState::Subscribed) => self.enqueue(index),
+        match need {
+            Need::Nothing => {}
+            Need::Add | Need::Delete => self.enqueue(index),
             // One still queued is released when it is taken off the queue.
-            (false, MarketState::Waiting) if !queued => self.release(index),
-            _ => {}
+            Need::Release if queued => {}
+            Need::Release => self.release(index),
         }
     }
 
@@ -394,21 +321,18 @@ impl Subscriptions {
         let unwanted = !role.is_global() && member.wanted == 0;
         let request = match line {
             Line::Opening | Line::Closing { .. } => return None,
-            Line::Closed if role.is_global() => Request::Subscribe {
-                role,
-                markets: Vec::new(),
-            },
+            Line::Closed if role.is_global() => Request::Subscribe { role, markets: Vec::new() },
             Line::Closed => {
-                let (markets, _) = self.take(conn)?;
+                let (markets, _) = self.take(conn, false)?;
                 Request::Subscribe { role, markets }
             }
             Line::Open { sid, renew } if renew || unwanted => {
                 // Alone, so that what it ends is settled.
                 idle.then_some(Request::Unsubscribe { sid })?
             }
-            Line::Open { sid, .. } => match self.take(conn)? {
-                (markets, true) => Request::Add { sid, markets },
-                (markets, false) => Request::Delete { sid, markets },
+            Line::Open { sid, .. } => match self.take(conn, true)? {
+                (markets, Change::Add) => Request::Add { sid, markets },
+                (markets, Change::Delete) => Request::Delete { sid, markets },
             },
         };
         self.sent(conn, &request);
@@ -416,74 +340,49 @@ impl Subscriptions {
     }
 
     fn sent(&mut self, conn: ConnId, request: &Request) {
-        let Some(member) = self.member(conn) else {
-            return;
-        };
+        let Some(member) = self.member(conn) else { return };
         member.in_flight += 1;
-        let leaving = match request {
-            Request::Subscribe { .. } => {
-                member.line = Line::Opening;
-                return;
-            }
-            Request::Unsubscribe { sid } => {
-                member.line = Line::Closing { sid: *sid };
-                member.markets.clone()
-            }
-            Request::Add { .. } | Request::Delete { .. } => return,
-        };
-        for index in leaving {
-            let subscribed = self.markets.get(index).map(|market| market.state);
-            if subscribed == Some(MarketState::Subscribed) {
-                self.settle(index, MarketState::Unsubscribing);
-            }
+        match request {
+            Request::Subscribe { .. } => member.line = Line::Opening,
+            Request::Unsubscribe { sid } => member.line = Line::Closing { sid: *sid },
+            Request::Add { .. } | Request::Delete { .. } => {}
         }
     }
 
-    /// Takes markets off the queue that all need the same: to be added (true) or deleted. The
-    /// others keep their place.
-    fn take(&mut self, conn: ConnId) -> Option<(Vec<Ticker>, bool)> {
+    /// Takes markets off the queue that all need the same. The others keep their place.
+    fn take(&mut self, conn: ConnId, open: bool) -> Option<(Vec<Ticker>, Change)> {
         let chunk = self.limits.chunk;
         let (mut taken, mut later) = (Vec::new(), Vec::new());
-        let (mut adding, mut bytes) = (None, 0);
+        let (mut kind, mut bytes) = (None, 0);
         while taken.len() < chunk && later.len() < chunk && bytes < COMMAND_BYTES_MAX {
-            let Some(index) = self.member(conn)?.queue.pop_front() else {
-                break;
-            };
-            let Some(market) = self.markets.get_mut(index) else {
-                continue;
-            };
-            let add = match (market.wanted, market.state) {
-                (true, MarketState::Waiting) => true,
-                (false, MarketState::Subscribed) => false,
-                (false, MarketState::Waiting) => {
+            let Some(index) = self.member(conn)?.queue.pop_front() else { break };
+            let Some(market) = self.markets.get_mut(index) else { continue };
+            let change = match market.need(open) {
+                Need::Add => Change::Add,
+                Need::Delete => Change::Delete,
+                Need::Release => {
                     self.release(index);
                     continue;
                 }
-                // Changed its mind, or in flight: nothing to do now.
-                _ => {
+                Need::Nothing => {
                     market.queued = false;
                     continue;
                 }
             };
-            if *adding.get_or_insert(add) != add {
+            if *kind.get_or_insert(change) != change {
                 later.push(index);
                 continue;
             }
             market.queued = false;
+            market.in_flight = Some(change);
             bytes += market.ticker.as_str().len() + 3;
             taken.push(market.ticker.clone());
-            let state = if add {
-                MarketState::Subscribing
-            } else {
-                MarketState::Unsubscribing
-            };
-            self.settle(index, state);
         }
         let member = self.member(conn)?;
         for index in later.into_iter().rev() {
             member.queue.push_front(index);
         }
-        Some((taken, adding?))
+        Some((taken, kind?))
     }
 
     /// A command ended.
@@ -514,39 +413,38 @@ impl Subscriptions {
             }
         }
         let line = member.line;
+        // A refusal says that this command was not carried out: what was known stays.
+        let learned = match outcome {
+            Outcome::TimedOut | Outcome::Rejected { code: COMMAND_TIMEOUT } => {
+                Some(Observed::Unknown)
+            }
+            _ => None,
+        };
         match (request, outcome) {
             (Request::Subscribe { markets, .. }, Outcome::Ok) => {
                 member.line = sid.map_or(Line::Closed, |sid| Line::Open { sid, renew: false });
-                self.settle_all(markets, MarketState::Subscribed);
+                self.settle_all(markets, Some(Observed::Present));
             }
             (Request::Subscribe { markets, .. }, _) => {
                 member.line = Line::Closed;
-                self.settle_all(markets, MarketState::Waiting);
+                self.settle_all(markets, learned);
             }
             // Of a subscription closed meanwhile: its markets were settled then.
             _ if request.sid() != line.sid() => {}
-            (
-                _,
-                Outcome::Rejected {
-                    code: UNKNOWN_SUBSCRIPTION,
-                },
-            )
+            (_, Outcome::Rejected { code: UNKNOWN_SUBSCRIPTION })
             | (Request::Unsubscribe { .. }, Outcome::Ok) => self.closed(conn),
             (Request::Add { markets, .. }, Outcome::Ok) => {
-                self.settle_all(markets, MarketState::Subscribed);
+                self.settle_all(markets, Some(Observed::Present));
             }
-            (Request::Delete { markets, .. }, Outcome::Ok) | (Request::Add { markets, .. }, _) => {
-                self.settle_all(markets, MarketState::Waiting);
+            (Request::Delete { markets, .. }, Outcome::Ok) => {
+                self.settle_all(markets, Some(Observed::Absent));
             }
-            (Request::Delete { markets, .. }, _) => {
-                self.settle_all(markets, MarketState::Subscribed);
+            (Request::Add { markets, .. } | Request::Delete { markets, .. }, _) => {
+                self.settle_all(markets, learned);
             }
             (Request::Unsubscribe { sid }, _) => {
                 // Ended or not, we do not know; asking again finds out.
-                member.line = Line::Open {
-                    sid: *sid,
-                    renew: true,
-                };
+                member.line = Line::Open { sid: *sid, renew: true };
             }
         }
     }
@@ -560,10 +458,10 @@ impl Subscriptions {
         self.forget_all(conn);
     }
 
-    fn settle_all(&mut self, tickers: &[Ticker], state: MarketState) {
+    fn settle_all(&mut self, tickers: &[Ticker], observed: Option<Observed>) {
         for ticker in tickers {
             if let Some(&index) = self.index.get(ticker) {
-                self.settle(index, state);
+                self.settle(index, observed);
             }
         }
     }
@@ -573,9 +471,7 @@ impl Subscriptions {
     /// When a refused connection may be tried again, if one with something to say is held.
     pub(crate) fn next_deadline(&self, now: Instant) -> Option<Instant> {
         let held = self.members.iter().filter(|member| member.live);
-        held.filter_map(|member| member.hold)
-            .filter(|&hold| hold > now)
-            .min()
+        held.filter_map(|member| member.hold).filter(|&hold| hold > now).min()
     }
 
     /// Whether the connection's subscription is open.
@@ -620,12 +516,7 @@ impl Subscriptions {
         let conn = market.place.map(|(conn, _)| conn);
         let member = conn.and_then(|conn| self.members.get(place_of(conn)));
         let sid = member.and_then(|member| member.line.sid());
-        SubscriptionInfo {
-            ticker: market.ticker.clone(),
-            conn,
-            sid,
-            state: market.state,
-        }
+        SubscriptionInfo { ticker: market.ticker.clone(), conn, sid, state: market.state() }
     }
 
     fn member(&mut self, conn: ConnId) -> Option<&mut Member> {
@@ -637,3 +528,6 @@ impl Subscriptions {
 fn place_of(conn: ConnId) -> usize {
     usize::from(conn.number()).wrapping_sub(1)
 }
+
+#[cfg(test)]
+mod tests;

@@ -41,10 +41,7 @@ impl Drop for Farewell {
         if let Some(shard) = self.shard.filter(|_| std::thread::panicking()) {
             self.exits.lost.try_send(shard).unwrap_or_default();
         }
-        self.exits
-            .ended
-            .try_send(std::mem::take(&mut self.name))
-            .unwrap_or_default();
+        self.exits.ended.try_send(std::mem::take(&mut self.name)).unwrap_or_default();
     }
 }
 
@@ -55,17 +52,11 @@ pub(crate) fn spawn<R: Send + 'static>(
     exits: &Exits,
     run: impl FnOnce() -> R + Send + 'static,
 ) -> std::io::Result<JoinHandle<R>> {
-    let farewell = Farewell {
-        name: name.to_owned(),
-        shard,
-        exits: exits.clone(),
-    };
-    std::thread::Builder::new()
-        .name(name.to_owned())
-        .spawn(move || {
-            let _told_at_the_end = farewell;
-            run()
-        })
+    let farewell = Farewell { name: name.to_owned(), shard, exits: exits.clone() };
+    std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+        let _told_at_the_end = farewell;
+        run()
+    })
 }
 
 /// A shard's thread.
@@ -95,24 +86,16 @@ pub(crate) fn run_shard<T: Transport>(
         }
         let spent = nanoseconds(before.saturating_duration_since(now));
         counters.cycles.add(1);
-        counters.busy_ns.add(if busy || wait == Wait::Block {
-            spent
-        } else {
-            0
-        });
+        counters.busy_ns.add(if busy || wait == Wait::Block { spent } else { 0 });
         counters.cycle_ns_max.raise(spent);
         if before.saturating_duration_since(measured) >= CPU_INTERVAL {
             measured = before;
             CpuTime::publish(&counters.cpu_ns);
-            counters
-                .wall_ns
-                .set(nanoseconds(before.saturating_duration_since(started)));
+            counters.wall_ns.set(nanoseconds(before.saturating_duration_since(started)));
         }
     }
     CpuTime::publish(&counters.cpu_ns);
-    counters
-        .wall_ns
-        .set(nanoseconds(before.saturating_duration_since(started)));
+    counters.wall_ns.set(nanoseconds(before.saturating_duration_since(started)));
 }
 
 /// How long to wait; the outer `None` is the end, the inner one for ever.

@@ -66,11 +66,6 @@ impl ClientSessionStore for TicketStore {
 
 impl fmt::Debug for TicketStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "TicketStore({} of {})",
-            self.tickets.len(),
-            self.tickets.capacity()
-        )
+        write!(f, "TicketStore({} of {})", self.tickets.len(), self.tickets.capacity())
     }
 }

@@ -97,15 +97,7 @@ impl TcpTransport {
         let waker = Arc::new(Waker::new(poll.registry(), WAKER)?);
         let events = Events::with_capacity(EVENTS_MAX);
         let scratch = vec![0; RECV_BYTES].into_boxed_slice();
-        Ok((
-            Self {
-                poll,
-                events,
-                tls,
-                scratch,
-            },
-            waker,
-        ))
+        Ok((Self { poll, events, tls, scratch }, waker))
     }
 }
 
@@ -114,9 +106,7 @@ impl Transport for TcpTransport {
 
     fn dial(&mut self, peer: SocketAddr) -> Result<TcpLink, Cause> {
         let socket = TcpStream::connect(peer).map_err(|error| io_cause(&error, peer))?;
-        socket
-            .set_nodelay(true)
-            .map_err(|error| io_cause(&error, peer))?;
+        socket.set_nodelay(true).map_err(|error| io_cause(&error, peer))?;
         let tls = match &self.tls {
             None => None,
             Some((config, name)) => {
@@ -132,17 +122,12 @@ impl Transport for TcpTransport {
         self.poll
             .registry()
             .register(&mut link.socket, Token(token), interest)
-            .map_err(|error| Cause::Local {
-                message: format!("cannot watch a socket: {error}"),
-            })
+            .map_err(|error| Cause::Local { message: format!("cannot watch a socket: {error}") })
     }
 
     fn deregister(&mut self, link: &mut TcpLink) {
         // Refused only when it was not registered, and then there is nothing to undo.
-        self.poll
-            .registry()
-            .deregister(&mut link.socket)
-            .unwrap_or_default();
+        self.poll.registry().deregister(&mut link.socket).unwrap_or_default();
     }
 
     fn connected(&mut self, link: &mut TcpLink) -> Result<bool, Cause> {
@@ -157,12 +142,7 @@ impl Transport for TcpTransport {
     }
 
     fn secure(&mut self, link: &mut TcpLink) -> Result<bool, Cause> {
-        let TcpLink {
-            socket,
-            peer,
-            tls: Some(tls),
-        } = link
-        else {
+        let TcpLink { socket, peer, tls: Some(tls) } = link else {
             return Ok(true);
         };
         loop {
@@ -172,9 +152,7 @@ impl Transport for TcpTransport {
             }
             match socket.read(&mut self.scratch) {
                 Ok(0) => {
-                    return Err(Cause::Tls {
-                        message: "ended during the handshake".into(),
-                    });
+                    return Err(Cause::Tls { message: "ended during the handshake".into() });
                 }
                 Ok(count) => {
                     let mut bytes = self.scratch.get(..count).unwrap_or_default();
@@ -202,10 +180,7 @@ impl Transport for TcpTransport {
                 return Ok(Received::Blocked);
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {
-                return Ok(Received::Some {
-                    more: true,
-                    at: clock::stamp(),
-                });
+                return Ok(Received::Some { more: true, at: clock::stamp() });
             }
             Err(error) => return Err(io_cause(&error, link.peer)),
         };
@@ -245,10 +220,7 @@ impl Transport for TcpTransport {
         };
         loop {
             // A short write, down to nothing, only means that rustls holds enough for now.
-            let taken = tls
-                .writer()
-                .write(bytes)
-                .map_err(|error| io_cause(&error, *peer))?;
+            let taken = tls.writer().write(bytes).map_err(|error| io_cause(&error, *peer))?;
             bytes.drain(..taken);
             let written = write_out(socket, tls, *peer)?;
             if !written || bytes.is_empty() {
@@ -267,18 +239,10 @@ impl Transport for TcpTransport {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(()),
             Err(error) => return Err(error),
         }
-        ready.extend(
-            self.events
-                .iter()
-                .filter(|event| event.token() != WAKER)
-                .map(|event| {
-                    let read_closed = event.is_read_closed() || event.is_error();
-                    Ready {
-                        token: event.token().0,
-                        read_closed,
-                    }
-                }),
-        );
+        ready.extend(self.events.iter().filter(|event| event.token() != WAKER).map(|event| {
+            let read_closed = event.is_read_closed() || event.is_error();
+            Ready { token: event.token().0, read_closed }
+        }));
         Ok(())
     }
 
@@ -289,9 +253,7 @@ impl Transport for TcpTransport {
 
 /// Gives rustls the next of the bytes; true when the peer has closed its side of TLS.
 fn feed(tls: &mut ClientConnection, bytes: &mut &[u8]) -> Result<bool, Cause> {
-    tls.read_tls(bytes).map_err(|error| Cause::Tls {
-        message: error.to_string(),
-    })?;
+    tls.read_tls(bytes).map_err(|error| Cause::Tls { message: error.to_string() })?;
     let state = tls.process_new_packets().map_err(tls_cause)?;
     if state.peer_has_closed() {
         *bytes = &[];
@@ -339,13 +301,10 @@ fn io_cause(error: &io::Error, peer: SocketAddr) -> Cause {
         io::ErrorKind::ConnectionReset
         | io::ErrorKind::ConnectionAborted
         | io::ErrorKind::BrokenPipe => Cause::Reset,
-        _ if matches!(error.raw_os_error(), Some(EMFILE | ENFILE)) => Cause::Local {
-            message: format!("{error}; raise the limit of open files (ulimit -n)"),
-        },
-        _ => Cause::Tcp {
-            address: peer.to_string(),
-            message: error.to_string(),
-        },
+        _ if matches!(error.raw_os_error(), Some(EMFILE | ENFILE)) => {
+            Cause::Local { message: format!("{error}; raise the limit of open files (ulimit -n)") }
+        }
+        _ => Cause::Tcp { address: peer.to_string(), message: error.to_string() },
     }
 }
 
@@ -355,11 +314,9 @@ const ENFILE: i32 = 23;
 
 fn tls_cause(error: rustls::Error) -> Cause {
     match error {
-        rustls::Error::InvalidCertificate(reason) => Cause::Certificate {
-            message: reason.to_string(),
-        },
-        error => Cause::Tls {
-            message: error.to_string(),
-        },
+        rustls::Error::InvalidCertificate(reason) => {
+            Cause::Certificate { message: reason.to_string() }
+        }
+        error => Cause::Tls { message: error.to_string() },
     }
 }

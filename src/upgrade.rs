@@ -24,10 +24,7 @@ pub(crate) enum Answer {
     /// A WebSocket; the frames begin at this offset.
     Accepted { offset: usize },
     /// Something else, and what the server's clock says, if it says.
-    Refused {
-        cause: Cause,
-        date: Option<SystemTime>,
-    },
+    Refused { cause: Cause, date: Option<SystemTime> },
 }
 
 /// Reads the answer to a request made with `key`. `ended` means that no more bytes will come.
@@ -61,27 +58,18 @@ pub(crate) fn read(bytes: &[u8], key: &str, wall: SystemTime, ended: bool) -> An
 }
 
 fn not_websocket(message: &str) -> Answer {
-    let cause = Cause::Handshake {
-        message: message.to_owned(),
-    };
+    let cause = Cause::Handshake { message: message.to_owned() };
     Answer::Refused { cause, date: None }
 }
 
 /// The rules of RFC 6455, section 4.1, for a 101. We ask for no extension and no subprotocol.
 fn check_accepted(headers: &HeaderMap, key: &str) -> Result<(), Cause> {
-    let handshake = |message: &str| {
-        Err(Cause::Handshake {
-            message: message.to_owned(),
-        })
-    };
+    let handshake = |message: &str| Err(Cause::Handshake { message: message.to_owned() });
     if !text(headers, "upgrade").is_some_and(|value| value.eq_ignore_ascii_case("websocket")) {
         return handshake("a 101 without `Upgrade: websocket`");
     }
     let tokens = text(headers, "connection").unwrap_or_default();
-    if !tokens
-        .split(',')
-        .any(|token| token.trim().eq_ignore_ascii_case("upgrade"))
-    {
+    if !tokens.split(',').any(|token| token.trim().eq_ignore_ascii_case("upgrade")) {
         return handshake("a 101 without `Connection: Upgrade`");
     }
     if text(headers, "sec-websocket-accept") != Some(derive_accept_key(key.as_bytes()).as_str()) {
@@ -90,9 +78,7 @@ fn check_accepted(headers: &HeaderMap, key: &str) -> Result<(), Cause> {
     for name in ["sec-websocket-extensions", "sec-websocket-protocol"] {
         if let Some(value) = headers.get(name) {
             let value = String::from_utf8_lossy(value.as_bytes());
-            return Err(Cause::Extension {
-                name: shorten(&value),
-            });
+            return Err(Cause::Extension { name: shorten(&value) });
         }
     }
     Ok(())
@@ -114,32 +100,23 @@ fn is_whole(headers: &HeaderMap, body: &[u8]) -> bool {
 
 /// The code, message and details of the exchange's JSON error; otherwise the text itself.
 fn detail(body: &[u8]) -> String {
-    let json = body
-        .iter()
-        .position(|&byte| byte == b'{')
-        .and_then(|start| body.get(start..));
+    let json = body.iter().position(|&byte| byte == b'{').and_then(|start| body.get(start..));
     let first = json
         .map(serde_json::Deserializer::from_slice)
         .and_then(|source| source.into_iter::<serde_json::Value>().next()?.ok());
-    let parts = first
-        .as_ref()
-        .and_then(|value| value.get("error"))
-        .map(|error| {
-            let part = |name: &str| error.get(name).and_then(|value| value.as_str());
-            let mut parts: Vec<_> = ["code", "details"].into_iter().filter_map(part).collect();
-            if parts.is_empty() {
-                parts.extend(part("message"));
-            }
-            parts.join(" ")
-        });
+    let parts = first.as_ref().and_then(|value| value.get("error")).map(|error| {
+        let part = |name: &str| error.get(name).and_then(|value| value.as_str());
+        let mut parts: Vec<_> = ["code", "details"].into_iter().filter_map(part).collect();
+        if parts.is_empty() {
+            parts.extend(part("message"));
+        }
+        parts.join(" ")
+    });
     shorten(&parts.unwrap_or_else(|| String::from_utf8_lossy(body).into_owned()))
 }
 
 fn shorten(text: &str) -> String {
-    let printable = text
-        .trim()
-        .chars()
-        .map(|c| if c.is_control() { ' ' } else { c });
+    let printable = text.trim().chars().map(|c| if c.is_control() { ' ' } else { c });
     printable.take(DETAIL_CHARS_MAX).collect()
 }
 
@@ -186,10 +163,7 @@ mod tests {
     fn a_101_keeps_the_frames_behind_it() {
         let head = accepted("");
         let text = format!("{head}\u{1}\u{2}");
-        assert_eq!(
-            answer(&text, false),
-            Answer::Accepted { offset: head.len() }
-        );
+        assert_eq!(answer(&text, false), Answer::Accepted { offset: head.len() });
         for end in 0..head.len() {
             assert_eq!(answer(&head[..end], false), Answer::Partial, "{end}");
         }
@@ -205,10 +179,7 @@ mod tests {
             "SSH-2.0-OpenSSH\r\n\r\n".to_owned(),
         ];
         for text in table {
-            assert!(
-                matches!(cause(answer(&text, false)), Cause::Handshake { .. }),
-                "{text}"
-            );
+            assert!(matches!(cause(answer(&text, false)), Cause::Handshake { .. }), "{text}");
         }
         let extension = accepted("Sec-WebSocket-Extensions: permessage-deflate\r\n");
         let name = "permessage-deflate".to_owned();
@@ -224,22 +195,10 @@ mod tests {
             body.len()
         );
         assert_eq!(answer(&text[..text.len() - 1], false), Answer::Partial);
-        let Answer::Refused { cause, date } = answer(&text, false) else {
-            panic!()
-        };
+        let Answer::Refused { cause, date } = answer(&text, false) else { panic!() };
         let detail = "authentication_error NOT_FOUND".to_owned();
-        assert_eq!(
-            cause,
-            Cause::Upgrade {
-                status: 401,
-                detail,
-                retry_after: None
-            }
-        );
-        assert_eq!(
-            date,
-            Some(SystemTime::UNIX_EPOCH + Duration::from_secs(1_793_534_400))
-        );
+        assert_eq!(cause, Cause::Upgrade { status: 401, detail, retry_after: None });
+        assert_eq!(date, Some(SystemTime::UNIX_EPOCH + Duration::from_secs(1_793_534_400)));
     }
 
     #[test]
@@ -251,23 +210,16 @@ mod tests {
             ("soon", None),
         ] {
             let text = format!("HTTP/1.1 429 Too Many\r\nRetry-After: {value}\r\n\r\n");
-            let Cause::Upgrade { retry_after, .. } = cause(answer(&text, true)) else {
-                panic!()
-            };
+            let Cause::Upgrade { retry_after, .. } = cause(answer(&text, true)) else { panic!() };
             assert_eq!(retry_after, expected.map(Duration::from_secs), "{value}");
         }
     }
 
     #[test]
     fn an_end_within_the_answer_is_told() {
-        assert!(matches!(
-            cause(answer("HTTP/1.1 1", true)),
-            Cause::Handshake { .. }
-        ));
+        assert!(matches!(cause(answer("HTTP/1.1 1", true)), Cause::Handshake { .. }));
         let short = "HTTP/1.1 503 No\r\nContent-Length: 9\r\n\r\nsorry";
-        let Cause::Upgrade { status, detail, .. } = cause(answer(short, true)) else {
-            panic!()
-        };
+        let Cause::Upgrade { status, detail, .. } = cause(answer(short, true)) else { panic!() };
         assert_eq!((status, detail.as_str()), (503, "sorry"));
     }
 }
