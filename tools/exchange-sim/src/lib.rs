@@ -1,1 +1,49 @@
-//! exchange-sim
+//! A stand-in for Kalshi's WebSocket exchange: real TLS, real signatures, real subscription and
+//! sequence semantics, plausible traffic; and a ledger of what it sent, with an auditor that settles a
+//! client's account against it. It shares no code with the client library it tests.
+//!
+//! ```
+//! use exchange_sim::{Exchange, ExchangeConfig};
+//!
+//! let exchange = Exchange::start(ExchangeConfig { markets: 50, ..ExchangeConfig::default() })?;
+//! assert!(exchange.url().starts_with("wss://localhost:"));
+//! assert_eq!(exchange.active_markets().len(), 50);
+//! # Ok::<(), exchange_sim::ExchangeError>(())
+//! ```
+
+#![allow(
+    clippy::as_conversions,
+    clippy::indexing_slicing,
+    reason = "a test instrument: places come from its own tables, numbers are small; client bytes are \
+              read with checked access only"
+)]
+
+mod answer;
+mod audit;
+mod book;
+mod certificate;
+mod churn;
+mod clock;
+mod command;
+mod config;
+mod conversation;
+mod exchange;
+mod frame;
+mod ledger;
+mod link;
+mod market;
+mod names;
+mod outbox;
+mod payload;
+mod server;
+mod settle;
+mod subscription;
+mod traffic;
+mod upgrade;
+mod venue;
+
+pub use audit::{Audit, Verdict};
+pub use config::{AckOrder, ExchangeConfig, Mode};
+pub use exchange::{Exchange, ExchangeError};
+pub use ledger::{ConnectionRecord, Ended, Ledger, NumberRange, SidRecord};
+pub use server::ExchangeStats;

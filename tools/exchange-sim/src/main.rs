@@ -1,2 +1,127 @@
-//! exchange-sim
-fn main() {}
+//! The simulator as a program: serves until Ctrl-C or SIGTERM. One JSON line on stdout when it is
+//! ready, one with its totals at the end. It never prints a key.
+
+use std::fs;
+use std::io::{self, Write};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::Parser;
+use exchange_sim::{Exchange, ExchangeConfig, Mode};
+
+/// A stand-in for Kalshi's WebSocket exchange on a local address: TLS, signed upgrades, live traffic.
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    after_help = "Example: exchange-sim --ca-out ca.pem --key-out key.pem \
+    --key-id-out key-id --markets-out markets.txt"
+)]
+struct Flags {
+    /// Address to listen on; port 0 picks a free one.
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:0")]
+    listen: SocketAddr,
+    /// Active markets at the start.
+    #[arg(long, value_name = "N", default_value_t = 2_000)]
+    markets: usize,
+    /// Data frames a second over all connections, in paced mode.
+    #[arg(long, value_name = "R", default_value_t = 20_000)]
+    rate: u64,
+    /// How traffic is made: paced, burst (as fast as sockets take it) or quiet.
+    #[arg(long, default_value_t = Mode::Paced)]
+    mode: Mode,
+    /// Seed of all traffic.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Connections at a time; the next upgrade is answered 429.
+    #[arg(long, value_name = "N", default_value_t = 200)]
+    max_connections: usize,
+    /// Market swaps a minute in the background; 0 for none.
+    #[arg(long, value_name = "N", default_value_t = 60)]
+    churn: u32,
+    /// Where to write the certificate authority clients must trust (PEM).
+    #[arg(long, value_name = "FILE")]
+    ca_out: Option<PathBuf>,
+    /// Where to write the API key's private half (PEM, PKCS#8).
+    #[arg(long, value_name = "FILE")]
+    key_out: Option<PathBuf>,
+    /// Where to write the API key's id.
+    #[arg(long, value_name = "FILE")]
+    key_id_out: Option<PathBuf>,
+    /// Where to write the active markets, one ticker a line.
+    #[arg(long, value_name = "FILE")]
+    markets_out: Option<PathBuf>,
+}
+
+fn main() -> ExitCode {
+    match serve(&Flags::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(sentence) => {
+            // With stderr gone there is nobody to tell.
+            drop(writeln!(io::stderr(), "exchange-sim: {sentence}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve(flags: &Flags) -> Result<(), String> {
+    let (stop, stopped) = crossbeam_channel::bounded(1);
+    let on_signal = move || {
+        // A second signal finds the first one still waiting: nothing to add.
+        stop.try_send(()).unwrap_or_default();
+    };
+    ctrlc::set_handler(on_signal).map_err(|error| format!("cannot catch Ctrl-C: {error}"))?;
+    let config = ExchangeConfig {
+        listen: flags.listen,
+        markets: flags.markets,
+        rate_per_second: flags.rate,
+        mode: flags.mode,
+        seed: flags.seed,
+        max_connections: flags.max_connections,
+        lifecycle_churn_per_minute: flags.churn,
+        ..ExchangeConfig::default()
+    };
+    let exchange = Exchange::start(config).map_err(|error| error.to_string())?;
+    write_files(flags, &exchange)?;
+    say(&serde_json::json!({
+        "listening": exchange.local_addr().to_string(),
+        "url": exchange.url(),
+        "markets": flags.markets,
+    }))?;
+    // A closed channel means that the handler is gone: stop as well.
+    stopped.recv().unwrap_or_default();
+    let stats = exchange.stats();
+    exchange.stop();
+    let line = serde_json::to_value(stats).map_err(|error| format!("totals: {error}"))?;
+    say(&line)
+}
+
+fn write_files(flags: &Flags, exchange: &Exchange) -> Result<(), String> {
+    write(flags.ca_out.as_deref(), "--ca-out", exchange.ca_pem(), 0o644)?;
+    write(flags.key_out.as_deref(), "--key-out", exchange.key_pem(), 0o600)?;
+    write(flags.key_id_out.as_deref(), "--key-id-out", exchange.key_id(), 0o644)?;
+    if flags.markets_out.is_some() {
+        let mut list = exchange.active_markets().join("\n");
+        list.push('\n');
+        write(flags.markets_out.as_deref(), "--markets-out", &list, 0o644)?;
+    }
+    Ok(())
+}
+
+fn write(path: Option<&Path>, flag: &str, text: &str, mode: u32) -> Result<(), String> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let Some(path) = path else { return Ok(()) };
+    let mut options = fs::OpenOptions::new();
+    options.write(true).create(true).truncate(true).mode(mode);
+    let written = options.open(path).and_then(|mut file| file.write_all(text.as_bytes()));
+    written.map_err(|error| {
+        format!("cannot write {flag} {}: {error}; give a writable path", path.display())
+    })
+}
+
+fn say(line: &serde_json::Value) -> Result<(), String> {
+    let mut out = io::stdout().lock();
+    writeln!(out, "{line}")
+        .and_then(|()| out.flush())
+        .map_err(|error| format!("cannot write to stdout: {error}"))
+}

@@ -1,0 +1,114 @@
+//! What an exchange is started with: plain values, their units and defaults. It never does anything.
+
+use std::fmt;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::ops::RangeInclusive;
+use std::str::FromStr;
+use std::time::Duration;
+
+/// Settings of one simulated exchange.
+#[derive(Clone, Debug)]
+pub struct ExchangeConfig {
+    /// Address to listen on. Default 127.0.0.1, port 0 (any free one).
+    pub listen: SocketAddr,
+    /// Active markets at the start. Default 2000.
+    pub markets: usize,
+    /// Data frames a second summed over all connections, for [`Mode::Paced`]. Default 20 000.
+    pub rate_per_second: u64,
+    /// How traffic is generated. Default [`Mode::Paced`].
+    pub mode: Mode,
+    /// Seed of all generated traffic. Default 1.
+    pub seed: u64,
+    /// Upgraded connections accepted at a time; the next upgrade is answered 429. Default 200.
+    pub max_connections: usize,
+    /// A ping with payload `heartbeat` goes out after this long without sending anything on a
+    /// connection. Default 10 s.
+    pub heartbeat_idle: Duration,
+    /// How far a signature's timestamp may lie in the past. Default 15 s.
+    pub clock_past: Duration,
+    /// How far a signature's timestamp may lie in the future. Default 60 s.
+    pub clock_future: Duration,
+    /// Whether an upgrade without credentials is refused. Default true. When false, an upgrade that
+    /// carries credentials is still checked.
+    pub require_signature: bool,
+    /// Market swaps (one created, one settled) a minute in the background; pauses and other
+    /// lifecycle events come along at a lower rate. Default 60; 0 = no background lifecycle events.
+    pub lifecycle_churn_per_minute: u32,
+    /// Whether a settled market keeps streaming deltas to connections still subscribed to it.
+    /// Default false.
+    pub settled_markets_stream: bool,
+    /// Levels on each side of an opening book. Default 2 to 8.
+    pub snapshot_levels: RangeInclusive<u8>,
+    /// Whether `ok` comes before or after the snapshots a command causes. Default
+    /// [`AckOrder::AckFirst`].
+    pub ack_order: AckOrder,
+    /// TLS. Default true; false serves plain `ws://`.
+    pub tls: bool,
+}
+
+impl Default for ExchangeConfig {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+            markets: 2_000,
+            rate_per_second: 20_000,
+            mode: Mode::Paced,
+            seed: 1,
+            max_connections: 200,
+            heartbeat_idle: Duration::from_secs(10),
+            clock_past: Duration::from_secs(15),
+            clock_future: Duration::from_secs(60),
+            require_signature: true,
+            lifecycle_churn_per_minute: 60,
+            settled_markets_stream: false,
+            snapshot_levels: 2..=8,
+            ack_order: AckOrder::AckFirst,
+            tls: true,
+        }
+    }
+}
+
+/// How traffic is generated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Mode {
+    /// At the configured rate, sleeping between ticks of about a millisecond.
+    #[default]
+    Paced,
+    /// As fast as each socket takes bytes.
+    Burst,
+    /// No data frames; snapshots, answers, heartbeats and controls still work.
+    Quiet,
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Paced => "paced",
+            Self::Burst => "burst",
+            Self::Quiet => "quiet",
+        })
+    }
+}
+
+impl FromStr for Mode {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "paced" => Ok(Self::Paced),
+            "burst" => Ok(Self::Burst),
+            "quiet" => Ok(Self::Quiet),
+            other => Err(format!("mode `{other}` does not exist: use paced, burst or quiet")),
+        }
+    }
+}
+
+/// Order of a command's `ok` and the snapshots it causes; unknown for the live exchange.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum AckOrder {
+    /// The `ok` first.
+    #[default]
+    AckFirst,
+    /// The snapshots first.
+    SnapshotsFirst,
+}

@@ -1,0 +1,78 @@
+//! What the exchange really sent, as plain numbers: ranges and exceptions, never frames. The auditor
+//! compares a client's account with it. It never judges.
+
+use std::net::SocketAddr;
+
+use serde::Serialize;
+
+/// Numbers `first..=last`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct NumberRange {
+    /// The lowest number of the range.
+    pub first: u64,
+    /// The highest number of the range.
+    pub last: u64,
+}
+
+/// How a connection ended, as the exchange knows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub enum Ended {
+    /// It has not.
+    Open,
+    /// The exchange reset it, dropping what was queued.
+    Cut,
+    /// The exchange closed it with this WebSocket code after writing everything queued; for an
+    /// upgrade that was refused, the HTTP status; 0 when the connection never got as far.
+    ServerClosed(u16),
+    /// The client sent Close or FIN first.
+    PeerClosed,
+    /// The client reset it, or broke TLS.
+    PeerReset,
+}
+
+impl Ended {
+    /// Whether frames the exchange wrote may never have been readable for the client.
+    #[must_use]
+    pub fn may_lose_tail(self) -> bool {
+        matches!(self, Self::Cut | Self::PeerClosed | Self::PeerReset)
+    }
+}
+
+/// One sid of one connection.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct SidRecord {
+    /// The subscription id.
+    pub sid: u64,
+    /// The channel's name.
+    pub channel: String,
+    /// Whether its numbers are `seq` (true) or the ticker's `Clock` (false).
+    pub sequenced: bool,
+    /// The last number given to a frame of this sid, data or control; 0 when none was.
+    pub last_number: u64,
+    /// Numbers taken by `ok`, `unsubscribed` and `error` frames, ascending.
+    pub control_slots: Vec<NumberRange>,
+    /// Numbers given to frames that were deliberately never written, ascending.
+    pub withheld: Vec<NumberRange>,
+}
+
+/// One accepted TCP connection.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ConnectionRecord {
+    /// Running number of the accept, from 1; tells apart connections that reused an address.
+    pub accept_number: u64,
+    /// The client's address.
+    pub peer: SocketAddr,
+    /// Whether the WebSocket upgrade was answered with 101.
+    pub upgraded: bool,
+    /// How it ended.
+    pub ended: Ended,
+    /// Its subscriptions, by ascending sid, those ended included.
+    pub sids: Vec<SidRecord>,
+}
+
+/// Everything the exchange sent since it started.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Ledger {
+    /// Every accepted connection, by ascending accept number.
+    pub connections: Vec<ConnectionRecord>,
+}

@@ -1,0 +1,398 @@
+//! The rules of the settlement: which missing messages were honestly told. Works on an account and a
+//! ledger, both complete; it collects nothing.
+//!
+//! Per connection and channel the sids form a chain in time. Within a sid, what is missing between two
+//! delivered messages must be exactly what the second one told. What is missing after the last one is
+//! its tail: told by the first message of a later sid of the chain, reported at the client's stop, or
+//! excused because the connection broke. Anything else is unaccounted.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::audit::{Audit, SidLog, Span, Up, Verdict};
+use crate::ledger::{ConnectionRecord, Ledger, NumberRange, SidRecord};
+
+const MOST_FINDINGS: usize = 50;
+
+/// Ascending, disjoint number ranges with their running totals.
+struct Ranges {
+    list: Vec<NumberRange>,
+    before: Vec<u64>,
+    total: u64,
+}
+
+impl Ranges {
+    fn new(list: impl IntoIterator<Item = NumberRange>) -> Self {
+        let list: Vec<NumberRange> = list.into_iter().collect();
+        let mut total = 0;
+        let mut before = Vec::with_capacity(list.len());
+        for range in &list {
+            before.push(total);
+            total += range.last - range.first + 1;
+        }
+        Self { list, before, total }
+    }
+
+    /// How many of the numbers are at most `number`.
+    fn up_to(&self, number: u64) -> u64 {
+        let at = self.list.partition_point(|range| range.first <= number);
+        let Some(at) = at.checked_sub(1) else {
+            return 0;
+        };
+        let range = self.list[at];
+        self.before[at] + number.min(range.last) - range.first + 1
+    }
+
+    fn contains(&self, number: u64) -> bool {
+        number > 0 && self.up_to(number) > self.up_to(number - 1)
+    }
+}
+
+/// What is missing at the end of one sid and not told yet.
+struct Tail {
+    epoch: u32,
+    sid: u64,
+    left: u64,
+    excused: bool,
+}
+
+struct Settlement {
+    verdict: Verdict,
+    unlisted: u64,
+    /// Sids whose reports at the stop were settled.
+    reported_on: BTreeSet<(u16, u32, u64)>,
+}
+
+/// Compares an account with what the exchange sent.
+pub(crate) fn settle(audit: &Audit, ledger: &Ledger) -> Verdict {
+    let mut settlement =
+        Settlement { verdict: Verdict::default(), unlisted: 0, reported_on: BTreeSet::new() };
+    let mut chains: BTreeMap<(u16, &str), Vec<Link<'_>>> = BTreeMap::new();
+    let mut claimed = Vec::new();
+    for (up, record) in audit.join(ledger) {
+        let Some(record) = record else {
+            settlement.unknown_connection(audit, up);
+            continue;
+        };
+        claimed.push(record.accept_number);
+        for sid in &record.sids {
+            let chain = chains.entry((up.conn, sid.channel.as_str())).or_default();
+            chain.push(Link { up, record, sid, log: log_of(audit, up, sid.sid) });
+        }
+        settlement.unknown_sids(audit, up, record);
+    }
+    for (&(conn, _), chain) in &mut chains {
+        chain.sort_by_key(|link| (link.up.epoch, link.sid.sid));
+        settlement.chain(audit, conn, chain);
+    }
+    settlement.never_up(ledger, &claimed);
+    settlement.without_up(audit);
+    settlement.finish()
+}
+
+/// One sid of one epoch, in the chain of its connection and channel.
+struct Link<'a> {
+    up: Up,
+    record: &'a ConnectionRecord,
+    sid: &'a SidRecord,
+    log: Option<&'a SidLog>,
+}
+
+impl Link<'_> {
+    fn place(&self) -> String {
+        format!("conn {} epoch {} sid {}", self.up.conn, self.up.epoch, self.sid.sid)
+    }
+}
+
+fn log_of(audit: &Audit, up: Up, sid: u64) -> Option<&SidLog> {
+    audit.sids(up.conn, up.epoch).iter().find(|log| log.sid == sid)
+}
+
+/// The numbers of one sid, told apart.
+struct Slots {
+    last: u64,
+    /// Control frames that were written: nothing to miss there.
+    control: Ranges,
+    /// Ticker numbers the exchange withheld: nobody can notice.
+    hidden: Ranges,
+}
+
+impl Slots {
+    fn of(sid: &SidRecord) -> Self {
+        // A withheld control frame leaves a hole like any other.
+        let control = Ranges::new(subtract(&sid.control_slots, &sid.withheld));
+        let hidden = if sid.sequenced { Vec::new() } else { sid.withheld.clone() };
+        Self { last: sid.last_number, control, hidden: Ranges::new(hidden) }
+    }
+
+    /// Data messages a client can miss among `1..=number`.
+    fn up_to(&self, number: u64) -> u64 {
+        let number = number.min(self.last);
+        number - self.control.up_to(number) - self.hidden.up_to(number)
+    }
+
+    /// The same strictly between two numbers.
+    fn between(&self, after: u64, before: u64) -> u64 {
+        self.up_to(before.saturating_sub(1)).saturating_sub(self.up_to(after))
+    }
+}
+
+fn subtract(from: &[NumberRange], holes: &[NumberRange]) -> Vec<NumberRange> {
+    let mut out = Vec::with_capacity(from.len());
+    for range in from {
+        let mut first = range.first;
+        for hole in holes {
+            if hole.last < first || hole.first > range.last {
+                continue;
+            }
+            if hole.first > first {
+                out.push(NumberRange { first, last: hole.first - 1 });
+            }
+            first = first.max(hole.last + 1);
+        }
+        if first <= range.last {
+            out.push(NumberRange { first, last: range.last });
+        }
+    }
+    out
+}
+
+impl Settlement {
+    fn blame(&mut self, count: u64, finding: impl FnOnce() -> String) {
+        if count == 0 {
+            return;
+        }
+        self.verdict.unaccounted += count;
+        if self.verdict.findings.len() < MOST_FINDINGS {
+            self.verdict.findings.push(finding());
+        } else {
+            self.unlisted += 1;
+        }
+    }
+
+    /// Settles all sids of one connection and channel, oldest first.
+    fn chain(&mut self, audit: &Audit, conn: u16, chain: &[Link<'_>]) {
+        let mut tails: Vec<Tail> = Vec::new();
+        for (at, link) in chain.iter().enumerate() {
+            let slots = Slots::of(link.sid);
+            self.verdict.sent += slots.up_to(slots.last) + slots.hidden.total;
+            self.verdict.undetectable += slots.hidden.total;
+            let spans = self.valid_spans(link, &slots);
+            let mut after = 0;
+            for (index, span) in spans.iter().enumerate() {
+                self.verdict.delivered += slots.up_to(span.last) - slots.up_to(span.first - 1);
+                let missing = slots.between(after, span.first);
+                let carried = self.gap(link, missing, span, index == 0, &mut tails);
+                self.blame(carried, || {
+                    format!(
+                        "{}: message {} told {} missed, {} more than were",
+                        link.place(),
+                        span.first,
+                        span.gap_before,
+                        carried
+                    )
+                });
+                after = span.last;
+            }
+            let missing = slots.up_to(slots.last) - slots.up_to(after);
+            let later = chain.get(at + 1..).unwrap_or_default();
+            let overtaken = later
+                .iter()
+                .take_while(|next| next.up.epoch == link.up.epoch)
+                .any(|next| next.log.is_some_and(|log| !log.spans.is_empty()));
+            let excused = link.record.ended.may_lose_tail()
+                && audit.downs.contains(&(conn, link.up.epoch))
+                && !overtaken;
+            let tail = Tail { epoch: link.up.epoch, sid: link.sid.sid, left: missing, excused };
+            tails.push(tail);
+        }
+        self.tails(audit, conn, tails);
+    }
+
+    /// Settles what one message told against what was missing before it; returns how many it told
+    /// too many.
+    fn gap(
+        &mut self,
+        link: &Link<'_>,
+        missing: u64,
+        span: &Span,
+        first_of_sid: bool,
+        tails: &mut [Tail],
+    ) -> u64 {
+        let told = span.gap_before;
+        self.verdict.covered += missing.min(told);
+        self.blame(missing.saturating_sub(told), || {
+            format!(
+                "{}: {missing} missing before message {}, told {told}",
+                link.place(),
+                span.first
+            )
+        });
+        let mut surplus = told.saturating_sub(missing);
+        if first_of_sid {
+            // Carried from earlier sids: those that nothing else can explain come first.
+            for excused in [false, true] {
+                for tail in tails.iter_mut().filter(|tail| tail.excused == excused) {
+                    let part = surplus.min(tail.left);
+                    tail.left -= part;
+                    surplus -= part;
+                    self.verdict.covered += part;
+                }
+            }
+        }
+        surplus
+    }
+
+    /// Settles what no message told: reports at the stop, then broken connections.
+    fn tails(&mut self, audit: &Audit, conn: u16, tails: Vec<Tail>) {
+        for tail in tails {
+            let place = || format!("conn {conn} epoch {} sid {}", tail.epoch, tail.sid);
+            self.reported_on.insert((conn, tail.epoch, tail.sid));
+            let reported = audit.owed.get(&(conn, tail.epoch, tail.sid)).copied().unwrap_or(0);
+            let part = reported.min(tail.left);
+            self.verdict.covered += part;
+            self.blame(reported - part, || {
+                format!("{}: reported {reported} missed at its end, {part} were", place())
+            });
+            let left = tail.left - part;
+            if tail.excused {
+                self.verdict.covered += left;
+            } else {
+                self.blame(left, || format!("{}: the last {left} were never told", place()));
+            }
+        }
+    }
+
+    /// The delivered spans in order, without numbers that were never data or came twice.
+    fn valid_spans(&mut self, link: &Link<'_>, slots: &Slots) -> Vec<Span> {
+        let mut spans = link.log.map(|log| log.spans.clone()).unwrap_or_default();
+        spans.sort_by_key(|span| (span.first, span.last));
+        let control = Ranges::new(link.sid.control_slots.iter().copied());
+        let withheld = Ranges::new(link.sid.withheld.iter().copied());
+        let mut valid: Vec<Span> = Vec::with_capacity(spans.len());
+        let mut done = 0;
+        for mut span in spans {
+            if span.first <= done {
+                let twice = span.last.min(done) - span.first + 1;
+                self.blame(twice, || {
+                    format!("{}: {} from {} delivered twice", link.place(), twice, span.first)
+                });
+                if span.last <= done {
+                    self.blame(span.gap_before, || {
+                        format!("{}: a repeated message told a gap", link.place())
+                    });
+                    continue;
+                }
+                span.first = done + 1;
+            }
+            if span.first == 0 || span.last > slots.last {
+                let never = span.last - span.first.max(slots.last + 1) + 1;
+                let never = if span.first == 0 { never.max(1) } else { never };
+                self.blame(never, || {
+                    format!("{}: {} delivered, never sent", link.place(), span.last)
+                });
+                span.first = span.first.max(1);
+                span.last = span.last.min(slots.last);
+                if span.first > span.last {
+                    continue;
+                }
+            }
+            let inside = |ranges: &Ranges| ranges.up_to(span.last) - ranges.up_to(span.first - 1);
+            let wrong = inside(&control) + inside(&withheld);
+            self.blame(wrong, || {
+                let range = (span.first, span.last);
+                format!("{}: {wrong} in {range:?} delivered, not data that was sent", link.place())
+            });
+            done = span.last;
+            if control.contains(span.first) && span.first == span.last {
+                continue;
+            }
+            valid.push(span);
+        }
+        valid
+    }
+
+    fn unknown_connection(&mut self, audit: &Audit, up: Up) {
+        let count: u64 = audit.sids(up.conn, up.epoch).iter().map(delivered).sum();
+        self.blame(count.max(1), || {
+            let (conn, epoch, address) = (up.conn, up.epoch, up.address);
+            format!("conn {conn} epoch {epoch}: the exchange knows no connection from {address}")
+        });
+    }
+
+    fn unknown_sids(&mut self, audit: &Audit, up: Up, record: &ConnectionRecord) {
+        for log in audit.sids(up.conn, up.epoch) {
+            if !record.sids.iter().any(|sid| sid.sid == log.sid) {
+                self.blame(delivered(log), || {
+                    let (conn, epoch, sid) = (up.conn, up.epoch, log.sid);
+                    format!("conn {conn} epoch {epoch} sid {sid}: never existed")
+                });
+            }
+        }
+    }
+
+    /// Connections that sent data and that the client never reported as up.
+    fn never_up(&mut self, ledger: &Ledger, claimed: &[u64]) {
+        let claimed: BTreeSet<u64> = claimed.iter().copied().collect();
+        let silent = |record: &&ConnectionRecord| {
+            record.upgraded && !claimed.contains(&record.accept_number)
+        };
+        for record in ledger.connections.iter().filter(silent) {
+            for sid in &record.sids {
+                let slots = Slots::of(sid);
+                let sent = slots.up_to(slots.last);
+                self.verdict.sent += sent + slots.hidden.total;
+                self.verdict.undetectable += slots.hidden.total;
+                if record.ended.may_lose_tail() {
+                    self.verdict.covered += sent;
+                } else {
+                    self.blame(sent, || {
+                        let (peer, sid) = (record.peer, sid.sid);
+                        format!("connection from {peer} was never reported up: sid {sid}, {sent}")
+                    });
+                }
+            }
+        }
+    }
+
+    /// Messages of epochs nobody reported as up, messages without a number, reports about nothing.
+    fn without_up(&mut self, audit: &Audit) {
+        let known =
+            |conn: u16, epoch: u32| audit.ups.iter().any(|up| up.conn == conn && up.epoch == epoch);
+        for (conn, epochs) in audit.connections.iter().enumerate() {
+            let Ok(conn) = u16::try_from(conn) else {
+                continue;
+            };
+            for log in epochs.iter().filter(|log| !known(conn, log.epoch)) {
+                let count = log.sids.iter().map(delivered).sum();
+                self.blame(count, || {
+                    format!("conn {conn} epoch {}: delivered, never reported up", log.epoch)
+                });
+            }
+        }
+        for (&(conn, epoch, sid), &missed) in &audit.owed {
+            if !self.reported_on.contains(&(conn, epoch, sid)) {
+                self.blame(missed, || {
+                    format!("conn {conn} epoch {epoch} sid {sid}: {missed} reported, never existed")
+                });
+            }
+        }
+        for (&(conn, epoch), &count) in &audit.unnumbered {
+            self.blame(count, || {
+                format!("conn {conn} epoch {epoch}: {count} delivered without any number")
+            });
+        }
+    }
+
+    fn finish(mut self) -> Verdict {
+        if self.unlisted > 0
+            && let Some(last) = self.verdict.findings.last_mut()
+        {
+            last.push_str(&format!(" (and {} more findings)", self.unlisted));
+        }
+        self.verdict
+    }
+}
+
+fn delivered(log: &SidLog) -> u64 {
+    log.spans.iter().map(|span| span.last - span.first + 1).sum()
+}
