@@ -1,0 +1,197 @@
+//! Starts that cannot succeed, and stops: each says why, and leaves nothing running.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test may panic")]
+
+mod support;
+
+use std::time::Duration;
+
+use exchange_sim::{Exchange, ExchangeConfig};
+use kalshi_feed::{
+    Cause, ConfigBuilder, Credentials, Manager, PoolLayout, RecvError, StartError, StaticRegistry,
+};
+use support::{Rig, settings};
+
+const POOL: PoolLayout = PoolLayout::new(1, 1, 1, 3);
+
+fn quiet() -> ExchangeConfig {
+    ExchangeConfig { markets: 10, rate_per_second: 100, ..ExchangeConfig::default() }
+}
+
+fn failing(adjust: impl FnOnce(&Exchange, ConfigBuilder) -> ConfigBuilder) -> StartError {
+    let exchange = Exchange::start(quiet()).unwrap();
+    let builder = settings(&exchange, POOL).start_timeout(Duration::from_secs(5));
+    let config = adjust(&exchange, builder).build().unwrap();
+    let mut manager = Manager::new(config, StaticRegistry::default());
+    let mut messages = manager.messages().unwrap();
+    let error = manager.start().unwrap_err();
+    assert_eq!(messages.try_recv().unwrap_err(), RecvError::Empty, "it may be started again");
+    manager.stop(Duration::from_secs(1));
+    assert_eq!(messages.try_recv().unwrap_err(), RecvError::Disconnected);
+    error
+}
+
+fn cause(error: &StartError) -> &Cause {
+    match error {
+        StartError::Timeout { causes, .. } | StartError::Halted { causes, .. } => {
+            &causes.first().unwrap().1
+        }
+        other => panic!("{other}"),
+    }
+}
+
+#[test]
+fn a_wrong_key_halts_at_once_and_names_the_401() {
+    let error = failing(|_, settings| {
+        let other = Exchange::start(quiet()).unwrap();
+        let key = Credentials::from_pem(other.key_id(), other.key_pem().as_bytes()).unwrap();
+        settings.credentials(key)
+    });
+    assert!(matches!(error, StartError::Halted { healthy: 0, .. }), "{error}");
+    assert!(matches!(cause(&error), Cause::Upgrade { status: 401, .. }));
+    assert!(error.to_string().contains("401 (authentication_error NOT_FOUND)"), "{error}");
+}
+
+#[test]
+fn a_right_id_with_a_wrong_key_is_told_apart() {
+    let error = failing(|exchange, settings| {
+        let other = Exchange::start(quiet()).unwrap();
+        let pem = other.key_pkcs1_pem().as_bytes();
+        settings.credentials(Credentials::from_pem(exchange.key_id(), pem).unwrap())
+    });
+    assert!(error.to_string().contains("INCORRECT_API_KEY_SIGNATURE"), "{error}");
+}
+
+#[test]
+fn a_wrong_path_names_the_404() {
+    let error =
+        failing(|exchange, settings| settings.url(exchange.url().replace("/ws/v2", "/ws/v3")));
+    assert!(matches!(cause(&error), Cause::Upgrade { status: 404, .. }), "{error}");
+}
+
+#[test]
+fn an_untrusted_certificate_is_refused() {
+    let error = failing(|_, settings| {
+        let other = Exchange::start(quiet()).unwrap();
+        settings.ca_pem(other.ca_pem().to_owned())
+    });
+    assert!(matches!(cause(&error), Cause::Certificate { .. }), "{error}");
+}
+
+#[test]
+fn an_unresolvable_host_is_named() {
+    let error = failing(|_, settings| {
+        settings
+            .url("wss://no-such-host.invalid/trade-api/ws/v2")
+            .start_timeout(Duration::from_secs(1))
+    });
+    assert!(
+        matches!(cause(&error), Cause::Resolve { host, .. } if host == "no-such-host.invalid"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_closed_port_is_named() {
+    let error = failing(|_, settings| {
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let url = format!("wss://127.0.0.1:{}/trade-api/ws/v2", free.port());
+        settings.url(url).start_timeout(Duration::from_secs(1))
+    });
+    assert!(matches!(cause(&error), Cause::Tcp { .. }), "{error}");
+    assert!(error.to_string().contains("refused"), "{error}");
+}
+
+#[test]
+fn a_peer_that_never_answers_runs_into_the_one_deadline() {
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let error = failing(|_, settings| {
+        let url = format!("wss://127.0.0.1:{}/", silent.local_addr().unwrap().port());
+        settings
+            .url(url)
+            .connect_timeout(Duration::from_millis(300))
+            .start_timeout(Duration::from_secs(1))
+    });
+    assert!(matches!(cause(&error), Cause::Timeout { .. }), "{error}");
+}
+
+#[test]
+fn a_registry_that_fails_fails_the_start() {
+    struct Broken;
+    impl kalshi_feed::Registry for Broken {
+        fn active_markets(&mut self) -> Result<Vec<kalshi_feed::Ticker>, String> {
+            Err("the database is away".to_owned())
+        }
+        fn changes(&mut self) -> crossbeam_channel::Receiver<kalshi_feed::MarketChange> {
+            crossbeam_channel::never()
+        }
+        fn lifecycle(&mut self) -> Option<crossbeam_channel::Sender<kalshi_feed::RawMessage>> {
+            None
+        }
+    }
+    let exchange = Exchange::start(quiet()).unwrap();
+    let mut manager = Manager::new(settings(&exchange, POOL).build().unwrap(), Broken);
+    for _ in 0..2 {
+        let error = manager.start().unwrap_err();
+        assert_eq!(error, StartError::Registry("the database is away".to_owned()));
+    }
+}
+
+#[test]
+fn a_failed_start_may_be_repeated_and_then_succeed() {
+    let mut rig =
+        Rig::prepare(quiet(), POOL, |settings| settings.start_timeout(Duration::from_millis(500)));
+    rig.exchange.refuse_upgrades(Some(503));
+    let error = rig.manager.start().unwrap_err();
+    assert!(matches!(error, StartError::Timeout { healthy: 0, .. }), "{error}");
+    rig.exchange.refuse_upgrades(None);
+    rig.manager.start().unwrap();
+    rig.all_confirmed(10);
+    rig.consume_for(Duration::from_millis(300), |_| {});
+    let (verdict, _) = rig.settle();
+    assert_eq!(verdict.unaccounted, 0, "{:#?}", verdict.findings);
+    assert!(verdict.delivered > 0);
+}
+
+#[test]
+fn a_stop_requested_while_starting_cancels_the_start() {
+    let mut rig = Rig::prepare(quiet(), POOL, |settings| settings);
+    rig.exchange.refuse_upgrades(Some(503));
+    let handle = rig.handle.clone();
+    let error = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while handle.stats().connection_attempts == 0 {
+                std::thread::yield_now();
+            }
+            handle.request_stop();
+        });
+        rig.manager.start().unwrap_err()
+    });
+    assert_eq!(error, StartError::Cancelled);
+}
+
+#[test]
+fn stopping_twice_gives_the_same_report_and_starting_again_is_refused() {
+    let mut rig = Rig::start(quiet(), POOL, |settings| settings);
+    assert_eq!(rig.manager.start(), Err(StartError::AlreadyStarted));
+    let first = rig.manager.stop(Duration::from_secs(2));
+    let second = rig.manager.stop(Duration::from_secs(2));
+    assert_eq!((first.elapsed, first.stats), (second.elapsed, second.stats));
+    assert_eq!((first.stuck.len(), first.panicked.len()), (0, 0));
+    assert_eq!(rig.manager.start(), Err(StartError::Stopped));
+    assert!(rig.manager.messages().is_err(), "taken once");
+}
+
+#[test]
+fn unsigned_upgrades_and_plain_text_to_loopback_work() {
+    let plain = ExchangeConfig { tls: false, require_signature: false, ..quiet() };
+    let exchange = Exchange::start(plain).unwrap();
+    let config = kalshi_feed::Config::builder().url(exchange.url()).pool(POOL).build().unwrap();
+    let tickers: Vec<_> =
+        exchange.active_markets().iter().map(|ticker| ticker.parse().unwrap()).collect();
+    let mut manager = Manager::new(config, StaticRegistry::new(tickers));
+    let mut messages = manager.messages().unwrap();
+    manager.start().unwrap();
+    let message = messages.recv_timeout(support::PATIENCE).unwrap();
+    assert!(message.data.ends_with(b"\n"), "the exact frame");
+}
