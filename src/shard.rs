@@ -633,3 +633,6 @@ impl<T: Transport> Shard<T> {
         self.slots.get(index).filter(|slot| slot.conn == conn).map(|_| index)
     }
 }
+
+#[cfg(test)]
+mod tests;
