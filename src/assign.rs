@@ -106,7 +106,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(500) })]
+        #![proptest_config(crate::property::cases(500))]
 
         /// Against the obvious way: scan everything each time.
         #[test]
@@ -120,7 +120,8 @@ mod tests {
                         let best = naive.iter().enumerate()
                             .filter(|(_, (load, healthy))| *healthy && *load < 6)
                             .min_by_key(|(index, (load, _))| (*load, *index));
-                        let expected = best.map(|(index, _)| conn(7 + u16::try_from(index).unwrap()));
+                        let expected = best
+                            .map(|(index, _)| conn(7 + u16::try_from(index).unwrap()));
                         prop_assert_eq!(assigner.place().ok(), expected);
                         if let Some(found) = expected {
                             naive[usize::from(found.number() - 7)].0 += 1;

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Select, Sender, TrySendError, never};
+use crossbeam_channel::{Sender, TrySendError, never};
 
 use crate::assign::Unplaced;
 use crate::backoff::{Backoff, Pacer};
@@ -15,75 +15,16 @@ use crate::connection::{Connection, State, Verdict};
 use crate::connector::{Dial, Dialed};
 use crate::error::{Cause, StartError};
 use crate::event::Event;
-use crate::ids::{ConnId, Epoch, Role, ShardId, Ticker, widen};
-use crate::market::SubscriptionInfo;
-use crate::registry::{MarketChange, Registry};
-use crate::resolve::Wake;
-use crate::shard::{Next, Order, Report, Untold, shard_of};
+use crate::ids::{ConnId, Epoch, Role, widen};
+use crate::mailbox::{Control, Inputs, Mailbox, Order, Report, Untold};
+use crate::registry::Registry;
+use crate::shard::{Next, shard_of};
 use crate::stats::Counters;
 use crate::subscription::Subscriptions;
 use crate::timer::{after, earlier};
 
 /// Changes and reports taken in one step, so that neither starves the other.
 const TAKEN_PER_STEP: usize = 1_024;
-
-/// From the host's handles.
-#[derive(Debug)]
-pub(crate) enum Control {
-    Stop { until: Instant },
-    Subscription { ticker: Ticker, reply: Sender<Option<SubscriptionInfo>> },
-    Subscriptions { reply: Sender<Vec<SubscriptionInfo>> },
-}
-
-/// A queue to a thread that sleeps in its poll, and what wakes it.
-pub(crate) struct Mailbox<O> {
-    pub(crate) orders: Sender<O>,
-    pub(crate) wake: Wake,
-}
-
-impl<O> Mailbox<O> {
-    /// False when that thread is gone.
-    fn send(&self, order: O) -> bool {
-        match self.orders.try_send(order) {
-            Ok(()) => {
-                (self.wake)();
-                true
-            }
-            Err(TrySendError::Full(_)) => {
-                log::error!("an order queue is full: please report this bug");
-                false
-            }
-            Err(TrySendError::Disconnected(_)) => false,
-        }
-    }
-}
-
-/// What comes in.
-pub(crate) struct Inputs<L> {
-    pub(crate) control: Receiver<Control>,
-    pub(crate) changes: Receiver<MarketChange>,
-    pub(crate) dialed: Receiver<Dialed<L>>,
-    pub(crate) reports: Receiver<Report>,
-    /// Threads that ended by a panic.
-    pub(crate) lost: Receiver<ShardId>,
-}
-
-impl<L> Inputs<L> {
-    /// Waits until something comes in or the timeout passes.
-    pub(crate) fn wait(&self, timeout: Option<Duration>) {
-        let mut select = Select::new();
-        select.recv(&self.control);
-        select.recv(&self.changes);
-        select.recv(&self.dialed);
-        select.recv(&self.reports);
-        select.recv(&self.lost);
-        match timeout {
-            // Nothing is taken here, so which one is ready does not matter.
-            Some(timeout) => drop(select.ready_timeout(timeout)),
-            None => drop(select.ready()),
-        }
-    }
-}
 
 /// What a conductor is made of.
 pub(crate) struct ConductorParts<L> {
@@ -592,20 +533,4 @@ impl<L> Conductor<L> {
     fn connection_mut(&mut self, conn: ConnId) -> Option<&mut Connection> {
         self.connections.get_mut(usize::from(conn.number()).wrapping_sub(1))
     }
-}
-
-/// Reports a shard may have under way: outcomes of the commands in flight and of those sent to an
-/// epoch just lost, its end, the subscription's end; and the shard's own farewell.
-pub(crate) fn report_queue_size(connections: usize, in_flight: usize) -> usize {
-    connections.saturating_mul(2 * in_flight + 4).saturating_add(256)
-}
-
-/// Orders a shard may have under way: the same arithmetic from the other side.
-pub(crate) fn order_queue_size(connections: usize, in_flight: usize) -> usize {
-    connections.saturating_mul(2 * in_flight + 2).saturating_add(2)
-}
-
-/// Dial orders and their answers: one attempt each, and one given up.
-pub(crate) fn dial_queue_size(connections: usize) -> usize {
-    connections.saturating_mul(2).saturating_add(2)
 }

@@ -5,20 +5,23 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustls::pki_types::ServerName;
 use serde::Deserialize;
 
 use crate::affinity;
 use crate::auth::Credentials;
+use crate::endpoint::Endpoint;
 use crate::error::ConfigError;
-use crate::ids::{ConnId, Role};
+use crate::pool::PoolLayout;
 use crate::tickets::TicketStore;
 
 /// Defines the settings struct, its defaults and its setters from one list. A setter takes the
 /// setting's own type; `[into]` widens that to what converts into it, `[some]` takes what the
 /// `Option` holds.
 macro_rules! settings {
-    ($($(#[doc = $doc:literal])+ $(#[serde($($serde:tt)+)])? $([$way:tt])? $name:ident: $type:ty = $default:expr;)+) => {
+    ($(
+        $(#[doc = $doc:literal])+ $(#[serde($($serde:tt)+)])? $([$way:tt])?
+        $name:ident: $type:ty = $default:expr;
+    )+) => {
         /// Settings on their way to a [`Config`]. Every setting has a default; `build` checks them
         /// all. Deserialises from a configuration file, where durations are text (`"10s"`,
         /// `"250ms"`) and an unknown name is an error.
@@ -157,85 +160,13 @@ settings! {
     event_buffer: usize = 4_096;
 }
 
-/// How many connections each role has; connections are numbered from 1 in this order.
-///
-/// ```
-/// use kalshi_feed::{ConnId, PoolLayout, Role};
-/// let pool = PoolLayout::default();
-/// assert_eq!(pool.connections(), 150);
-/// assert_eq!(pool.role(ConnId::new(6)), Some(Role::Lifecycle));
-/// assert_eq!(pool.role(ConnId::new(7)), Some(Role::Orderbook));
-/// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-#[non_exhaustive]
-pub struct PoolLayout {
-    /// Ticker connections. Default: 2.
-    pub ticker: u16,
-    /// Trade connections. Default: 2.
-    pub trade: u16,
-    /// Lifecycle connections. Default: 2.
-    pub lifecycle: u16,
-    /// Order-book connections. Default: 144.
-    pub orderbook: u16,
-}
-
-impl Default for PoolLayout {
-    fn default() -> Self {
-        Self::new(2, 2, 2, 144)
-    }
-}
-
-impl PoolLayout {
-    /// The most connections one pool may have.
-    pub const CONNECTIONS_MAX: usize = 10_000;
-
-    /// A pool with these numbers of connections.
-    pub const fn new(ticker: u16, trade: u16, lifecycle: u16, orderbook: u16) -> Self {
-        Self { ticker, trade, lifecycle, orderbook }
-    }
-
-    /// How many connections the role has.
-    pub const fn of(&self, role: Role) -> u16 {
-        match role {
-            Role::Ticker => self.ticker,
-            Role::Trade => self.trade,
-            Role::Lifecycle => self.lifecycle,
-            Role::Orderbook => self.orderbook,
-        }
-    }
-
-    /// All connections.
-    pub fn connections(&self) -> usize {
-        Role::ALL.iter().map(|&role| usize::from(self.of(role))).sum()
-    }
-
-    /// The role of a connection; `None` when the pool has no such connection.
-    pub fn role(&self, conn: ConnId) -> Option<Role> {
-        let mut last = 0u32;
-        let number = u32::from(conn.number());
-        Role::ALL.into_iter().find(|&role| {
-            last += u32::from(self.of(role));
-            number >= 1 && number <= last
-        })
-    }
-
-    /// All connections with their roles, in order.
-    pub fn iter(&self) -> impl Iterator<Item = (ConnId, Role)> + use<> {
-        let roles = *self;
-        let each = Role::ALL
-            .into_iter()
-            .flat_map(move |role| std::iter::repeat_n(role, usize::from(roles.of(role))));
-        (1u16..).map(ConnId::new).zip(each)
-    }
-}
-
 /// What a shard does when nothing is ready.
 ///
 /// ```
 /// use std::time::Duration;
 /// use kalshi_feed::{Config, Wait};
-/// let config = Config::builder().wait(Wait::Adaptive { spin: Duration::from_micros(50) }).build()?;
+/// let wait = Wait::Adaptive { spin: Duration::from_micros(50) };
+/// let config = Config::builder().wait(wait).build()?;
 /// # Ok::<(), kalshi_feed::ConfigError>(())
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -252,67 +183,6 @@ pub enum Wait {
         #[serde(with = "humantime_serde")]
         spin: Duration,
     },
-}
-
-/// Where to connect: the url, taken apart.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Endpoint {
-    pub(crate) host: String,
-    pub(crate) port: u16,
-    pub(crate) path: String,
-    /// The name TLS verifies; none for plain text.
-    pub(crate) tls_name: Option<ServerName<'static>>,
-    default_port: bool,
-}
-
-impl Endpoint {
-    fn parse(text: &str) -> Result<Self, ConfigError> {
-        let invalid = |problem: String| ConfigError::Invalid { setting: "url", problem };
-        let url = url::Url::parse(text).map_err(|error| {
-            invalid(format!("{text:?} is not an address ({error}); write wss://host[:port]/path"))
-        })?;
-        let host = url.host().ok_or_else(|| invalid(format!("{text:?} names no host")))?;
-        let tls = match url.scheme() {
-            "wss" => true,
-            "ws" => false,
-            other => return Err(invalid(format!("scheme {other:?} is not wss; use wss://"))),
-        };
-        let loopback = match &host {
-            url::Host::Domain(name) => *name == "localhost",
-            url::Host::Ipv4(address) => address.is_loopback(),
-            url::Host::Ipv6(address) => address.is_loopback(),
-        };
-        if !tls && !loopback {
-            return Err(invalid("ws:// is unencrypted; use wss:// except to loopback".to_owned()));
-        }
-        if !url.username().is_empty() || url.password().is_some() || url.query().is_some() {
-            return Err(invalid(
-                "remove user, password and query: the headers carry the key".into(),
-            ));
-        }
-        let host = match host {
-            url::Host::Ipv6(address) => address.to_string(),
-            other => other.to_string(),
-        };
-        let tls_name = tls
-            .then(|| ServerName::try_from(host.clone()))
-            .transpose()
-            .map_err(|_| invalid(format!("{host:?} is not a name a certificate can carry")))?;
-        Ok(Self {
-            port: url.port_or_known_default().unwrap_or(443),
-            path: url.path().to_owned(),
-            default_port: url.port().is_none(),
-            host,
-            tls_name,
-        })
-    }
-
-    /// The value of the Host header.
-    pub(crate) fn authority(&self) -> String {
-        let host =
-            if self.host.contains(':') { format!("[{}]", self.host) } else { self.host.clone() };
-        if self.default_port { host } else { format!("{host}:{}", self.port) }
-    }
 }
 
 /// Checked settings, ready for [`Manager::new`](crate::Manager::new).
@@ -582,28 +452,6 @@ mod tests {
         refused(new().key_id("id".into()), "key_file");
         refused(new().ca_file(PathBuf::from("/no/such/file")), "ca_file");
         refused(new().ca_pem("nothing".into()), "ca_pem");
-    }
-
-    #[test]
-    fn an_address_is_taken_apart() {
-        let endpoint = Endpoint::parse("wss://example.com/trade-api/ws/v2").unwrap();
-        assert_eq!(endpoint.authority(), "example.com");
-        assert_eq!((endpoint.port, endpoint.path.as_str()), (443, "/trade-api/ws/v2"));
-        let endpoint = Endpoint::parse("ws://[::1]:9000/x").unwrap();
-        assert_eq!(endpoint.authority(), "[::1]:9000");
-        assert!(endpoint.tls_name.is_none());
-    }
-
-    #[test]
-    fn the_default_pool_is_the_missions() {
-        let pool = PoolLayout::default();
-        let roles: Vec<_> = pool.iter().map(|(_, role)| role).collect();
-        assert_eq!(roles.len(), 150);
-        for (conn, role) in pool.iter() {
-            assert_eq!(pool.role(conn), Some(role));
-        }
-        assert_eq!(pool.role(ConnId::new(0)), None);
-        assert_eq!(pool.role(ConnId::new(151)), None);
     }
 
     #[test]

@@ -13,12 +13,13 @@ use crossbeam_utils::CachePadded;
 
 use crate::auth::Credentials;
 use crate::clock::{Stamp, unix_ms};
-use crate::config::Endpoint;
+use crate::endpoint::Endpoint;
 use crate::error::{Cause, Stage};
 use crate::ids::{ConnId, Epoch, Role};
+use crate::mailbox::Adoption;
 use crate::request::Upgrade;
 use crate::resolve::Resolver;
-use crate::shard::{Adoption, Next};
+use crate::shard::Next;
 use crate::stats::ControlCounters;
 use crate::timer::{after, earlier};
 use crate::transport::{Ready, Received, Transport};

@@ -51,7 +51,10 @@ pub enum ConfigError {
         problem: String,
     },
     /// A file named in the configuration could not be read.
-    #[error("{setting}: cannot read {}: {error}; check the path and its permissions", path.display())]
+    #[error(
+        "{setting}: cannot read {}: {error}; check the path and its permissions",
+        path.display()
+    )]
     Unreadable {
         /// The setting's name.
         setting: &'static str,

@@ -282,7 +282,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(1_000) })]
+        #![proptest_config(crate::property::cases(1_000))]
 
         /// However the bytes are cut, the messages are the same.
         #[test]
@@ -295,7 +295,8 @@ mod tests {
             for text in &texts {
                 if fragment {
                     let (head, tail) = text.as_bytes().split_at(text.len() / 2);
-                    bytes.extend([frame(0x01, head), frame(0x89, b"p"), frame(0x80, tail)].concat());
+                    let (head, tail) = (frame(0x01, head), frame(0x80, tail));
+                    bytes.extend([head, frame(0x89, b"p"), tail].concat());
                 } else {
                     bytes.extend(frame(0x81, text.as_bytes()));
                 }

@@ -35,15 +35,20 @@ mod conductor;
 mod config;
 mod connection;
 mod connector;
+mod endpoint;
 mod envelope;
 mod error;
 mod event;
 mod frame;
 mod ids;
 mod link;
+mod mailbox;
 mod manager;
 mod market;
 mod messages;
+mod pool;
+#[cfg(test)]
+mod property;
 mod registry;
 mod request;
 mod resolve;
@@ -60,17 +65,23 @@ mod upgrade;
 pub use auth::Credentials;
 pub use clock::Stamp;
 pub use command::{ErrorCode, ErrorMsg, Outcome, Response, SubscribedMsg};
-pub use config::{Config, ConfigBuilder, PoolLayout, Wait};
+pub use config::{Config, ConfigBuilder, Wait};
 pub use error::{
     Cause, ConfigError, KeyError, MessagesError, RecvError, Stage, StartError, TickerError,
 };
 pub use event::{Event, Events};
 pub use ids::{CommandId, ConnId, Epoch, Role, Seq, ShardId, Sid, Ticker};
+pub use mailbox::Untold;
 pub use manager::{Handle, Manager, StopReport};
 pub use market::{MarketState, SubscriptionInfo};
 pub use messages::{Continuity, Messages, RawMessage};
+pub use pool::PoolLayout;
 pub use registry::{
     ChangeKind, ChannelRegistry, MarketChange, MarketStatus, Registry, RegistryHost, StaticRegistry,
 };
-pub use shard::Untold;
 pub use stats::{ShardStats, Stats, SubscribeErrors};
+
+/// The README's Rust is compiled by the tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

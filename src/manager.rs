@@ -10,21 +10,22 @@ use crossbeam_channel::{Receiver, Sender, bounded, never};
 
 use crate::backoff::Backoff;
 use crate::clock;
-use crate::conductor::{
-    Conductor, ConductorParts, Control, Inputs, Mailbox, dial_queue_size, order_queue_size,
-    report_queue_size,
-};
+use crate::conductor::{Conductor, ConductorParts};
 use crate::config::Config;
 use crate::connector::{Connector, ConnectorParts, Dial, Dialed};
 use crate::error::{MessagesError, StartError};
 use crate::event::{Event, Events};
 use crate::ids::{ShardId, Ticker};
 use crate::link::LinkSettings;
+use crate::mailbox::{
+    Control, Inputs, Mailbox, Order, Report, Untold, dial_queue_size, order_queue_size,
+    report_queue_size,
+};
 use crate::market::SubscriptionInfo;
 use crate::messages::{Handoff, Messages, Room};
 use crate::registry::Registry;
 use crate::resolve::{SystemResolver, Wake};
-use crate::shard::{Order, Report, Shard, ShardParts, Untold};
+use crate::shard::{Shard, ShardParts};
 use crate::stats::{Counters, Stats};
 use crate::subscription::{CommandLimits, Subscriptions};
 use crate::thread::{self, Exits};

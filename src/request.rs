@@ -8,7 +8,7 @@ use serde::Serialize;
 use tungstenite::http;
 
 use crate::auth::Credentials;
-use crate::config::Endpoint;
+use crate::endpoint::Endpoint;
 use crate::error::Cause;
 use crate::ids::{CommandId, Role, Sid, Ticker};
 

@@ -285,7 +285,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(2_000) })]
+        #![proptest_config(crate::property::cases(2_000))]
 
         /// Whatever is lost on the wire, taken as a reply or dropped here: what was delivered,
         /// what gaps told and what is still owed add up to every slot that was not a reply.

@@ -13,11 +13,12 @@ use crossbeam_channel::{Receiver, Sender, TrySendError};
 use crossbeam_utils::CachePadded;
 
 use crate::command::Ended;
-use crate::config::PoolLayout;
 use crate::error::Cause;
-use crate::ids::{ConnId, Epoch, Role, ShardId, Sid, widen};
+use crate::ids::{ConnId, Epoch, Role, ShardId, widen};
 use crate::link::{Link, LinkSettings, Note};
+use crate::mailbox::{Adoption, Order, Report, Untold};
 use crate::messages::{Batch, Entry, Outlet, RawMessage};
+use crate::pool::PoolLayout;
 use crate::request::Request;
 use crate::stats::ShardCounters;
 use crate::timer::{Alarm, after};
@@ -34,63 +35,6 @@ const ORDERS_PER_STEP: usize = 8;
 /// share a thread.
 pub(crate) fn shard_of(conn: ConnId, shards: usize) -> usize {
     (usize::from(conn.number().saturating_sub(1)) / 2) % shards.max(1)
-}
-
-/// A connection that has just been upgraded, on its way to its shard.
-pub(crate) struct Adoption<L> {
-    pub(crate) conn: ConnId,
-    pub(crate) epoch: Epoch,
-    pub(crate) role: Role,
-    pub(crate) link: L,
-    /// Plaintext that came with the answer to the upgrade.
-    pub(crate) unread: Vec<u8>,
-}
-
-/// From the conductor.
-pub(crate) enum Order<L> {
-    /// Lifecycle frames go here.
-    Listen {
-        sink: Sender<RawMessage>,
-    },
-    Adopt(Box<Adoption<L>>),
-    Command {
-        conn: ConnId,
-        epoch: Epoch,
-        request: Request,
-    },
-    Stop {
-        until: Instant,
-    },
-}
-
-/// To the conductor.
-#[derive(Debug)]
-pub(crate) enum Report {
-    Ended { conn: ConnId, epoch: Epoch, ended: Ended },
-    SubscriptionEnded { conn: ConnId, epoch: Epoch, sid: Sid, code: Option<i64> },
-    Down { conn: ConnId, epoch: Epoch, cause: Cause, heard: bool },
-    RegistryHungUp,
-    Stopped { untold: Vec<Untold> },
-}
-
-/// Messages lost that no later message could tell of, because the engine stopped.
-///
-/// ```
-/// # fn show(untold: &kalshi_feed::Untold) {
-/// println!("connection {}: {} more were lost at the end", untold.conn_id, untold.messages);
-/// # }
-/// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Untold {
-    /// The connection.
-    pub conn_id: ConnId,
-    /// Its last epoch.
-    pub epoch: Epoch,
-    /// The subscription; none for what an earlier epoch left.
-    pub sid: Option<Sid>,
-    /// How many.
-    pub messages: u64,
 }
 
 /// A connection's place on its shard.

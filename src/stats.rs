@@ -8,8 +8,8 @@ use crossbeam_utils::CachePadded;
 use serde::Serialize;
 
 use crate::clock::CpuTime;
-use crate::config::PoolLayout;
 use crate::ids::{ConnId, Role, ShardId, widen};
+use crate::pool::PoolLayout;
 
 /// A number with one writer and any readers. Adding is a load and a store, not a locked add.
 #[derive(Debug, Default)]

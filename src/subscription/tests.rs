@@ -245,7 +245,7 @@ fn a_reconnect_replays_what_is_wanted_then() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(3_000) })]
+    #![proptest_config(crate::property::cases(3_000))]
 
     #[test]
     fn any_order_of_events_ends_as_desired(

@@ -1,13 +1,11 @@
 //! Embedding kalshi-feed: connect, subscribe one market, print what comes.
 
-use std::time::Duration;
-
 use kalshi_feed::{Config, Credentials, Manager, StaticRegistry};
+use std::time::Duration;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let config = Config::builder()
         .credentials(Credentials::from_pem_file("my-key-id", "kalshi.pem")?)
-        .cores(vec![1])
         .build()?;
     let markets = StaticRegistry::new(["KXBTCD-26NOV2317-T95499.99".parse()?]);
     let mut manager = Manager::new(config, markets);

@@ -1,6 +1,6 @@
-//! The judge of loss: collects what a client says it was handed and told it missed, and settles that
-//! against the ledger. Plain numbers, ranges only. It never looks inside a message except for a
-//! ticker's running number, and it shares no type with any client.
+//! The judge of loss: collects what a client says it was handed and told it missed, and settles
+//! that against the ledger. Plain numbers, ranges only. It never looks inside a message except for
+//! a ticker's running number, and it shares no type with any client.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -148,8 +148,8 @@ impl Audit {
         &mut sids[at]
     }
 
-    /// Pairs every up with the ledger's connection of that address. Addresses get reused: of several,
-    /// the oldest that fits what was delivered.
+    /// Pairs every up with the ledger's connection of that address. Addresses get reused: of
+    /// several, the oldest that fits what was delivered.
     pub(crate) fn join<'a>(&self, ledger: &'a Ledger) -> Vec<(Up, Option<&'a ConnectionRecord>)> {
         let mut by_address: BTreeMap<SocketAddr, Vec<(&ConnectionRecord, bool)>> = BTreeMap::new();
         for record in ledger.connections.iter().filter(|record| record.upgraded) {

@@ -1,5 +1,5 @@
-//! One market's order book: two sides of bids that random changes keep plausible, so that a snapshot
-//! and the deltas after it add up. It never formats a message and never knows who listens.
+//! One market's order book: two sides of bids that random changes keep plausible, so that a
+//! snapshot and the deltas after it add up. It never formats a message and never knows who listens.
 
 use std::ops::RangeInclusive;
 

@@ -1,5 +1,5 @@
-//! The exchange's identities, made at start: a certificate authority with a leaf for loopback names,
-//! and an RSA key pair for one API key. Nothing is ever read from or written to disk here.
+//! The exchange's identities, made at start: a certificate authority with a leaf for loopback
+//! names, and an RSA key pair for one API key. Nothing is ever read from or written to disk here.
 
 use std::sync::Arc;
 

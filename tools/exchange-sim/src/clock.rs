@@ -1,5 +1,6 @@
-//! Wall-clock stamps as the exchange writes them: Unix milliseconds, RFC 3339 with microseconds, HTTP
-//! dates. It keeps the text of the current second so that a stamp costs six digits. It never sleeps.
+//! Wall-clock stamps as the exchange writes them: Unix milliseconds, RFC 3339 with microseconds,
+//! HTTP dates. It keeps the text of the current second so that a stamp costs six digits. It never
+//! sleeps.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 

@@ -1,5 +1,5 @@
-//! Client commands: reads one text message into a command, or the error code that answers it. Pure: it
-//! knows neither connections nor markets.
+//! Client commands: reads one text message into a command, or the error code that answers it. Pure:
+//! it knows neither connections nor markets.
 
 use serde_json::{Map, Value};
 

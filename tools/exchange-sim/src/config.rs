@@ -1,4 +1,5 @@
-//! What an exchange is started with: plain values, their units and defaults. It never does anything.
+//! What an exchange is started with: plain values, their units and defaults. It never does
+//! anything.
 
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};

@@ -84,7 +84,8 @@ impl Server {
 
     fn upgrade(&mut self, slot: u32) {
         let now = Stamp::now();
-        let full = self.upgraded >= self.config.max_connections;
+        let open = self.links.iter().flatten().filter(|link| link.open()).count();
+        let full = open >= self.config.max_connections;
         let Some(Some(link)) = self.links.get_mut(slot as usize) else {
             return;
         };
@@ -106,7 +107,6 @@ impl Server {
         if status == 101 {
             let rest = head.get(used..).unwrap_or_default().to_vec();
             client.upgraded = true;
-            self.upgraded += 1;
             self.stats.upgrades_accepted += 1;
             self.stats.resumed_handshakes += u64::from(link.resumed());
             link.stage = Stage::Open;

@@ -1,5 +1,5 @@
-//! The handle on a running exchange: starts its thread, passes control calls to it, stops it. It does
-//! no network work itself.
+//! The handle on a running exchange: starts its thread, passes control calls to it, stops it. It
+//! does no network work itself.
 
 use std::io;
 use std::net::SocketAddr;
@@ -176,7 +176,8 @@ impl Exchange {
         self.tell(move |server| server.set_mode(mode));
     }
 
-    /// Lists and opens `n` new markets: `created`, then `activated` for each. Returns their tickers.
+    /// Lists and opens `n` new markets: `created`, then `activated` for each. Returns their
+    /// tickers.
     pub fn create_markets(&self, n: usize) -> Vec<String> {
         self.ask(move |server| {
             (0..n).map(|_| churn::create(&mut server.venue).to_string()).collect()

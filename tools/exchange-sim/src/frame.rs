@@ -1,6 +1,6 @@
-//! RFC 6455 frames, the server's side: reads masked client frames from bytes in any chunking, writes
-//! unmasked frames. Bounded by the message size cap; it never touches a socket and never panics on
-//! what a client sends.
+//! RFC 6455 frames, the server's side: reads masked client frames from bytes in any chunking,
+//! writes unmasked frames. Bounded by the message size cap; it never touches a socket and never
+//! panics on what a client sends.
 
 /// Largest message accepted from a client, in bytes.
 pub(crate) const MAX_MESSAGE: usize = 4 << 20;

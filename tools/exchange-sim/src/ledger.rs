@@ -1,5 +1,5 @@
-//! What the exchange really sent, as plain numbers: ranges and exceptions, never frames. The auditor
-//! compares a client's account with it. It never judges.
+//! What the exchange really sent, as plain numbers: ranges and exceptions, never frames. The
+//! auditor compares a client's account with it. It never judges.
 
 use std::net::SocketAddr;
 

@@ -1,6 +1,6 @@
 //! A stand-in for Kalshi's WebSocket exchange: real TLS, real signatures, real subscription and
-//! sequence semantics, plausible traffic; and a ledger of what it sent, with an auditor that settles a
-//! client's account against it. It shares no code with the client library it tests.
+//! sequence semantics, plausible traffic; and a ledger of what it sent, with an auditor that
+//! settles a client's account against it. It shares no code with the client library it tests.
 //!
 //! ```
 //! use exchange_sim::{Exchange, ExchangeConfig};
@@ -14,8 +14,8 @@
 #![allow(
     clippy::as_conversions,
     clippy::indexing_slicing,
-    reason = "a test instrument: places come from its own tables, numbers are small; client bytes are \
-              read with checked access only"
+    reason = "a test instrument: places come from its own tables, numbers are small; client \
+              bytes are read with checked access only"
 )]
 
 mod answer;

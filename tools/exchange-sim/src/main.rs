@@ -10,7 +10,8 @@ use std::process::ExitCode;
 use clap::Parser;
 use exchange_sim::{Exchange, ExchangeConfig, Mode};
 
-/// A stand-in for Kalshi's WebSocket exchange on a local address: TLS, signed upgrades, live traffic.
+/// A stand-in for Kalshi's WebSocket exchange on a local address: TLS, signed upgrades, live
+/// traffic.
 #[derive(Debug, Parser)]
 #[command(
     version,

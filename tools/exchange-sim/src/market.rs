@@ -1,5 +1,5 @@
-//! The market universe: tickers, states, popularity, books, and who listens to which market. Adding or
-//! removing a listener never scans other markets. It never writes a frame.
+//! The market universe: tickers, states, popularity, books, and who listens to which market. Adding
+//! or removing a listener never scans other markets. It never writes a frame.
 
 use std::hash::{BuildHasher, RandomState};
 use std::ops::RangeInclusive;

@@ -1,5 +1,5 @@
-//! Names and identifiers that look like the exchange's: unique tickers from a running number, UUIDs,
-//! the event and series of a ticker. It holds no state.
+//! Names and identifiers that look like the exchange's: unique tickers from a running number,
+//! UUIDs, the event and series of a ticker. It holds no state.
 
 use crate::clock::{MONTHS, civil};
 

@@ -35,8 +35,11 @@ const WAITING_ROOM: usize = 256;
 const UPGRADE_DEADLINE: Duration = Duration::from_secs(10);
 /// Deadline for what is queued before a Close or FIN.
 pub(crate) const WRITE_DEADLINE: Duration = Duration::from_secs(5);
-/// Patience for the client's half of a close.
-pub(crate) const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
+/// Patience for the client's Close after ours, and for the FIN of a client that was refused.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
+/// Patience for the FIN of a client that was served: a slow reader may still have much to read, and
+/// letting go of the socket earlier could cost it the rest.
+const LINGER: Duration = Duration::from_secs(30);
 /// Lifecycle messages wait this long for a listener without room.
 const NEWS_PATIENCE: Duration = Duration::from_secs(5);
 /// A burst fills each socket by this much a turn.
@@ -89,7 +92,6 @@ pub(crate) struct Server {
     pub(crate) churn: Churn,
     pub(crate) refuse: Option<u16>,
     pub(crate) stats: ExchangeStats,
-    pub(crate) upgraded: usize,
     accepted: u64,
     past: Vec<ConnectionRecord>,
     waiters: Vec<Waiter>,
@@ -123,7 +125,6 @@ impl Server {
             churn: Churn::new(config.lifecycle_churn_per_minute, now),
             refuse: None,
             stats: ExchangeStats::default(),
-            upgraded: 0,
             accepted: 0,
             past: Vec::new(),
             waiters: Vec::new(),
@@ -299,7 +300,9 @@ impl Server {
             Stage::AwaitClose { until, .. } => {
                 until.get_or_insert(now + CLOSE_PATIENCE);
             }
-            Stage::Finishing { .. } => link.finish(CLOSE_PATIENCE, now),
+            Stage::Finishing { .. } => {
+                link.finish(if client.upgraded { LINGER } else { CLOSE_PATIENCE }, now);
+            }
             Stage::Upgrading(_) | Stage::Open | Stage::Lingering { .. } => {}
         }
     }
@@ -381,9 +384,6 @@ impl Server {
             (_, ended) => ended,
         };
         if let Some(record) = self.venue.dismiss(slot, ended) {
-            if record.upgraded {
-                self.upgraded -= 1;
-            }
             self.past.push(record);
         }
         self.free.push(slot);

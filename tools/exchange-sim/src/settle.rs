@@ -1,10 +1,10 @@
-//! The rules of the settlement: which missing messages were honestly told. Works on an account and a
-//! ledger, both complete; it collects nothing.
+//! The rules of the settlement: which missing messages were honestly told. Works on an account and
+//! a ledger, both complete; it collects nothing.
 //!
-//! Per connection and channel the sids form a chain in time. Within a sid, what is missing between two
-//! delivered messages must be exactly what the second one told. What is missing after the last one is
-//! its tail: told by the first message of a later sid of the chain, reported at the client's stop, or
-//! excused because the connection broke. Anything else is unaccounted.
+//! Per connection and channel the sids form a chain in time. Within a sid, what is missing between
+//! two delivered messages must be exactly what the second one told. What is missing after the last
+//! one is its tail: told by the first message of a later sid of the chain, reported at the client's
+//! stop, or excused because the connection broke. Anything else is unaccounted.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -1,5 +1,5 @@
-//! One sid of one connection: its channel, its running number, its markets, and which numbers went to
-//! control frames. It never writes a frame and never looks a market up.
+//! One sid of one connection: its channel, its running number, its markets, and which numbers went
+//! to control frames. It never writes a frame and never looks a market up.
 
 use crate::ledger::{NumberRange, SidRecord};
 use crate::market::MarketId;

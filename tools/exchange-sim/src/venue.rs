@@ -1,6 +1,6 @@
 //! The trading venue without its sockets: clients with their subscriptions and outgoing bytes, the
-//! market universe, and the sending of every kind of data frame to whoever listens. It never reads a
-//! clock for pacing and never touches a connection.
+//! market universe, and the sending of every kind of data frame to whoever listens. It never reads
+//! a clock for pacing and never touches a connection.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;

@@ -1,5 +1,5 @@
-//! The auditor's rules, each shown to pass when a loss is told rightly and to fail when it is silent,
-//! over-told, delivered twice or carried wrongly.
+//! The auditor's rules, each shown to pass when a loss is told rightly and to fail when it is
+//! silent, over-told, delivered twice or carried wrongly.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
 

@@ -1,0 +1,147 @@
+//! The queues between the threads: what they carry, how large they must be so that they cannot
+//! fill, and waiting on all of the conductor's at once.
+
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Select, Sender, TrySendError};
+
+use crate::command::Ended;
+use crate::connector::Dialed;
+use crate::error::Cause;
+use crate::ids::{ConnId, Epoch, Role, ShardId, Sid, Ticker};
+use crate::market::SubscriptionInfo;
+use crate::messages::RawMessage;
+use crate::registry::MarketChange;
+use crate::request::Request;
+use crate::resolve::Wake;
+
+/// A connection that has just been upgraded, on its way to its shard.
+pub(crate) struct Adoption<L> {
+    pub(crate) conn: ConnId,
+    pub(crate) epoch: Epoch,
+    pub(crate) role: Role,
+    pub(crate) link: L,
+    /// Plaintext that came with the answer to the upgrade.
+    pub(crate) unread: Vec<u8>,
+}
+
+/// From the conductor to a shard.
+pub(crate) enum Order<L> {
+    /// Lifecycle frames go here.
+    Listen {
+        sink: Sender<RawMessage>,
+    },
+    Adopt(Box<Adoption<L>>),
+    Command {
+        conn: ConnId,
+        epoch: Epoch,
+        request: Request,
+    },
+    Stop {
+        until: Instant,
+    },
+}
+
+/// From a shard to the conductor.
+#[derive(Debug)]
+pub(crate) enum Report {
+    Ended { conn: ConnId, epoch: Epoch, ended: Ended },
+    SubscriptionEnded { conn: ConnId, epoch: Epoch, sid: Sid, code: Option<i64> },
+    Down { conn: ConnId, epoch: Epoch, cause: Cause, heard: bool },
+    RegistryHungUp,
+    Stopped { untold: Vec<Untold> },
+}
+
+/// Messages lost that no later message could tell of, because the engine stopped.
+///
+/// ```
+/// # fn show(untold: &kalshi_feed::Untold) {
+/// println!("connection {}: {} more were lost at the end", untold.conn_id, untold.messages);
+/// # }
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Untold {
+    /// The connection.
+    pub conn_id: ConnId,
+    /// Its last epoch.
+    pub epoch: Epoch,
+    /// The subscription; none for what an earlier epoch left.
+    pub sid: Option<Sid>,
+    /// How many.
+    pub messages: u64,
+}
+
+/// From the host's handles.
+#[derive(Debug)]
+pub(crate) enum Control {
+    Stop { until: Instant },
+    Subscription { ticker: Ticker, reply: Sender<Option<SubscriptionInfo>> },
+    Subscriptions { reply: Sender<Vec<SubscriptionInfo>> },
+}
+
+/// A queue to a thread that sleeps in its poll, and what wakes it.
+pub(crate) struct Mailbox<O> {
+    pub(crate) orders: Sender<O>,
+    pub(crate) wake: Wake,
+}
+
+impl<O> Mailbox<O> {
+    /// False when that thread is gone.
+    pub(crate) fn send(&self, order: O) -> bool {
+        match self.orders.try_send(order) {
+            Ok(()) => {
+                (self.wake)();
+                true
+            }
+            Err(TrySendError::Full(_)) => {
+                log::error!("an order queue is full: please report this bug");
+                false
+            }
+            Err(TrySendError::Disconnected(_)) => false,
+        }
+    }
+}
+
+/// What comes in.
+pub(crate) struct Inputs<L> {
+    pub(crate) control: Receiver<Control>,
+    pub(crate) changes: Receiver<MarketChange>,
+    pub(crate) dialed: Receiver<Dialed<L>>,
+    pub(crate) reports: Receiver<Report>,
+    /// Threads that ended by a panic.
+    pub(crate) lost: Receiver<ShardId>,
+}
+
+impl<L> Inputs<L> {
+    /// Waits until something comes in or the timeout passes.
+    pub(crate) fn wait(&self, timeout: Option<Duration>) {
+        let mut select = Select::new();
+        select.recv(&self.control);
+        select.recv(&self.changes);
+        select.recv(&self.dialed);
+        select.recv(&self.reports);
+        select.recv(&self.lost);
+        match timeout {
+            // Nothing is taken here, so which one is ready does not matter.
+            Some(timeout) => drop(select.ready_timeout(timeout)),
+            None => drop(select.ready()),
+        }
+    }
+}
+
+/// Reports a shard may have under way: outcomes of the commands in flight and of those sent to an
+/// epoch just lost, its end, the subscription's end; and the shard's own farewell.
+pub(crate) fn report_queue_size(connections: usize, in_flight: usize) -> usize {
+    connections.saturating_mul(2 * in_flight + 4).saturating_add(256)
+}
+
+/// Orders a shard may have under way: the same arithmetic from the other side.
+pub(crate) fn order_queue_size(connections: usize, in_flight: usize) -> usize {
+    connections.saturating_mul(2 * in_flight + 2).saturating_add(2)
+}
+
+/// Dial orders and their answers: one attempt each, and one given up.
+pub(crate) fn dial_queue_size(connections: usize) -> usize {
+    connections.saturating_mul(2).saturating_add(2)
+}
