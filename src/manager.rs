@@ -246,8 +246,10 @@ impl Manager {
             return StopReport::clone(report);
         }
         let report = self.tear_down(deadline);
-        // The consumer sees the end once it has taken what is left.
+        // The consumer sees the end once it has taken what is left, and whoever reports changes
+        // sees that nobody takes them any more.
         self.handoff = None;
+        self.registry = None;
         self.phase = Phase::Stopped(Box::new(report.clone()));
         report
     }

@@ -180,6 +180,8 @@ fn stopping_twice_gives_the_same_report_and_starting_again_is_refused() {
     assert_eq!((first.stuck.len(), first.panicked.len()), (0, 0));
     assert_eq!(rig.manager.start(), Err(StartError::Stopped));
     assert!(rig.manager.messages().is_err(), "taken once");
+    let change = kalshi_feed::MarketChange::settled("M".parse().unwrap());
+    assert!(rig.host.send(change).is_err(), "nobody takes changes any more, and says so");
 }
 
 #[test]
