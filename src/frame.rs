@@ -1,15 +1,18 @@
-//! Cuts WebSocket frames out of received plaintext and runs each through tungstenite, which keeps
-//! the protocol's rules: fragments, control frames, UTF-8, limits, replies to ping and close.
+//! Cuts WebSocket frames out of received plaintext. A whole, final, unmasked text frame outside a
+//! fragmented message is taken where it lies; every other frame runs through tungstenite, which
+//! keeps the protocol's rules: fragments, control frames, limits, replies to ping and close. Both
+//! ways say the same about the same bytes: the tests hold them against each other.
 //!
-//! It cuts one whole frame by tungstenite's own header parser, checks the size on the header
-//! alone, and gives the context exactly that frame, so that its buffer is empty between calls. It
-//! owns no socket: what is to be sent is appended to `outgoing`.
+//! For the context it cuts one whole frame by tungstenite's own header parser, checks the size on
+//! the header alone, and gives the context exactly that frame, so that its buffer is empty between
+//! calls. It owns no socket: what is to be sent is appended to `outgoing`.
 
 use std::io::{self, Cursor, Read, Write};
+use std::ops::Range;
 
 use bytes::Bytes;
 use tungstenite::error::{CapacityError, ProtocolError};
-use tungstenite::protocol::frame::coding::CloseCode;
+use tungstenite::protocol::frame::coding::{CloseCode, OpCode};
 use tungstenite::protocol::frame::{CloseFrame, FrameHeader};
 use tungstenite::protocol::{Role, WebSocketConfig, WebSocketContext};
 use tungstenite::{Error, Message, Utf8Bytes};
@@ -21,20 +24,32 @@ const REASON_BYTES_MAX: usize = 120;
 /// The context's read buffer: small, since it is filled anew for each frame.
 const READ_BUFFER_BYTES: usize = 1_024;
 
+/// A final text frame: no reserved bit, no other opcode.
+const WHOLE_TEXT: u8 = 0x81;
+
 /// One thing the peer said.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Incoming {
-    Text(Utf8Bytes),
+    /// A text message, in place: this range of the bytes given.
+    Text(Range<usize>),
+    /// A text message put together from fragments.
+    Assembled(Utf8Bytes),
     Binary,
     Ping,
     Pong,
-    Close { code: Option<u16>, reason: String },
+    Close {
+        code: Option<u16>,
+        reason: String,
+    },
 }
 
 /// The WebSocket state of one connection.
 pub(crate) struct Framer {
     context: WebSocketContext,
     message_bytes_max: usize,
+    /// Whether a text frame may be taken in place: not while a fragmented message is open, and
+    /// not after the peer's Close.
+    in_place: bool,
 }
 
 impl Framer {
@@ -44,17 +59,58 @@ impl Framer {
             .write_buffer_size(0)
             .max_message_size(Some(message_bytes_max))
             .max_frame_size(Some(message_bytes_max));
-        Self { context: WebSocketContext::new(Role::Client, Some(config)), message_bytes_max }
+        let context = WebSocketContext::new(Role::Client, Some(config));
+        Self { context, message_bytes_max, in_place: true }
     }
 
-    /// Takes the next message off the front of `input`, skipping whole frames that complete none.
-    /// `Ok(None)` when only part of a frame is left. Replies go to `outgoing`.
+    /// Takes the next message of `bytes` from `at` on, and moves `at` behind it. `Ok(None)` when
+    /// only part of a frame is left. Replies go to `outgoing`.
     pub(crate) fn next(
         &mut self,
-        input: &mut &[u8],
+        bytes: &[u8],
+        at: &mut usize,
         outgoing: &mut Vec<u8>,
     ) -> Result<Option<Incoming>, Cause> {
-        while let Some(frame) = self.cut(input)? {
+        if self.in_place
+            && let Some(text) = self.whole_text(bytes, *at)
+        {
+            *at = text.end;
+            return Ok(Some(Incoming::Text(text)));
+        }
+        self.next_by_context(bytes, at, outgoing)
+    }
+
+    /// Where the text lies, if the next frame is one that needs no rule but UTF-8. Anything else,
+    /// and anything wrong, is the context's to judge.
+    fn whole_text(&self, bytes: &[u8], at: usize) -> Option<Range<usize>> {
+        let (&[first, second], rest) = bytes.get(at..)?.split_first_chunk()?;
+        if first != WHOLE_TEXT {
+            return None;
+        }
+        let (header, length) = match second {
+            length @ 0..=125 => (2, usize::from(length)),
+            126 => (4, usize::from(u16::from_be_bytes(*rest.first_chunk()?))),
+            127 => (10, usize::try_from(u64::from_be_bytes(*rest.first_chunk()?)).ok()?),
+            128.. => return None, // masked
+        };
+        if length > self.message_bytes_max {
+            return None;
+        }
+        let start = at + header;
+        let text = bytes.get(start..start.checked_add(length)?)?;
+        std::str::from_utf8(text).ok()?;
+        Some(start..start + length)
+    }
+
+    fn next_by_context(
+        &mut self,
+        bytes: &[u8],
+        at: &mut usize,
+        outgoing: &mut Vec<u8>,
+    ) -> Result<Option<Incoming>, Cause> {
+        while let Some((header, frame)) = self.cut(bytes.get(*at..).unwrap_or_default())? {
+            *at += frame.len();
+            self.note_fragments(&header);
             let mut feed = Feed { frame, outgoing };
             let message = match self.context.read(&mut feed) {
                 Ok(message) => message,
@@ -66,20 +122,30 @@ impl Framer {
                 self.flush(outgoing)?;
             }
             return Ok(Some(match message {
-                Message::Text(text) => Incoming::Text(text),
+                Message::Text(text) => Incoming::Assembled(text),
                 Message::Binary(_) | Message::Frame(_) => Incoming::Binary,
                 Message::Ping(_) => Incoming::Ping,
                 Message::Pong(_) => Incoming::Pong,
-                Message::Close(frame) => close_incoming(frame),
+                Message::Close(frame) => {
+                    self.in_place = false;
+                    close_incoming(frame)
+                }
             }));
         }
         Ok(None)
     }
 
-    /// The next whole frame, or `None` when more bytes are needed.
-    fn cut<'a>(&self, input: &mut &'a [u8]) -> Result<Option<&'a [u8]>, Cause> {
-        let mut cursor = Cursor::new(*input);
-        let Some((_, length)) = FrameHeader::parse(&mut cursor).map_err(cause_of)? else {
+    /// A message begun and not ended takes its next frames through the context.
+    fn note_fragments(&mut self, header: &FrameHeader) {
+        if matches!(header.opcode, OpCode::Data(_)) {
+            self.in_place = header.is_final && self.context.can_read();
+        }
+    }
+
+    /// The next whole frame and its header, or `None` when more bytes are needed.
+    fn cut<'a>(&self, input: &'a [u8]) -> Result<Option<(FrameHeader, &'a [u8])>, Cause> {
+        let mut cursor = Cursor::new(input);
+        let Some((header, length)) = FrameHeader::parse(&mut cursor).map_err(cause_of)? else {
             return Ok(None);
         };
         let max = self.message_bytes_max;
@@ -87,12 +153,9 @@ impl Framer {
         let Some(length) = length else {
             return Err(Cause::Protocol { message: format!("a frame longer than {max} bytes") });
         };
-        let header = usize::try_from(cursor.position()).unwrap_or(usize::MAX);
-        let Some((frame, rest)) = input.split_at_checked(header.saturating_add(length)) else {
-            return Ok(None);
-        };
-        *input = rest;
-        Ok(Some(frame))
+        let start = usize::try_from(cursor.position()).unwrap_or(usize::MAX);
+        let frame = input.get(..start.saturating_add(length));
+        Ok(frame.map(|frame| (header, frame)))
     }
 
     /// Appends a text frame.
@@ -206,8 +269,27 @@ mod tests {
         bytes
     }
 
-    /// Everything the framer says about `bytes` given in chunks ending at `cuts`.
-    fn run(bytes: &[u8], cuts: &[usize]) -> (Vec<Incoming>, Option<Cause>, usize) {
+    /// What was said, with texts as texts whichever way they came.
+    #[derive(Debug, PartialEq, Eq)]
+    enum Said {
+        Text(String),
+        Other(Incoming),
+    }
+
+    /// Everything the framer says about `bytes` given in chunks ending at `cuts`, each frame in
+    /// place where it may be; and the same with every frame through the context.
+    fn run(bytes: &[u8], cuts: &[usize]) -> (Vec<Said>, Option<Cause>, usize) {
+        let in_place = run_one_way(bytes, cuts, true);
+        let by_context = run_one_way(bytes, cuts, false);
+        assert_eq!(in_place, by_context, "both ways say the same");
+        in_place
+    }
+
+    fn run_one_way(
+        bytes: &[u8],
+        cuts: &[usize],
+        in_place: bool,
+    ) -> (Vec<Said>, Option<Cause>, usize) {
         let mut framer = Framer::new(MAX);
         let (mut said, mut outgoing, mut partial) = (Vec::new(), Vec::new(), Vec::new());
         let mut start = 0;
@@ -216,15 +298,22 @@ mod tests {
             partial.extend_from_slice(&bytes[start..end]);
             start = end;
             let taken = std::mem::take(&mut partial);
-            let mut input = taken.as_slice();
+            let mut at = 0;
             loop {
-                match framer.next(&mut input, &mut outgoing) {
-                    Ok(Some(incoming)) => said.push(incoming),
+                framer.in_place &= in_place;
+                match framer.next(&taken, &mut at, &mut outgoing) {
+                    Ok(Some(Incoming::Text(range))) => {
+                        assert!(in_place, "not taken in place when it may not be");
+                        let text = String::from_utf8(taken[range].to_vec()).unwrap();
+                        said.push(Said::Text(text));
+                    }
+                    Ok(Some(Incoming::Assembled(text))) => said.push(Said::Text(text.to_string())),
+                    Ok(Some(incoming)) => said.push(Said::Other(incoming)),
                     Ok(None) => break,
                     Err(cause) => return (said, Some(cause), outgoing.len()),
                 }
             }
-            partial.extend_from_slice(input);
+            partial.extend_from_slice(&taken[at..]);
             assert!(partial.len() <= MAX + 14, "what waits for the rest is bounded");
         }
         (said, None, outgoing.len())
@@ -259,17 +348,18 @@ mod tests {
     #[test]
     fn a_ping_is_answered_at_once_and_a_close_echoed() {
         let (said, cause, sent) = run(&frame(0x89, b"heartbeat"), &[]);
-        assert_eq!((said, cause, sent), (vec![Incoming::Ping], None, 2 + 4 + 9));
+        assert_eq!((said, cause, sent), (vec![Said::Other(Incoming::Ping)], None, 2 + 4 + 9));
         let (said, cause, sent) = run(&frame(0x88, &[0x03, 0xE9]), &[]);
         let close = Incoming::Close { code: Some(1001), reason: String::new() };
-        assert_eq!((said, cause, sent), (vec![close], None, 2 + 4 + 2));
+        assert_eq!((said, cause, sent), (vec![Said::Other(close)], None, 2 + 4 + 2));
     }
 
     #[test]
     fn an_empty_close_is_legal_and_data_after_a_close_is_not() {
         let bytes = [frame(0x88, b""), frame(0x81, b"late")].concat();
         let (said, cause, _) = run(&bytes, &[]);
-        assert_eq!(said, [Incoming::Close { code: None, reason: String::new() }]);
+        let close = Incoming::Close { code: None, reason: String::new() };
+        assert_eq!(said, [Said::Other(close)]);
         assert!(cause.is_some());
     }
 
@@ -305,10 +395,36 @@ mod tests {
             prop_assert_eq!(run(&bytes, &cuts), run(&bytes, &[]));
             let said = run(&bytes, &cuts).0;
             let got: Vec<_> = said.iter().filter_map(|incoming| match incoming {
-                Incoming::Text(text) => Some(text.as_str().to_owned()),
-                _ => None,
+                Said::Text(text) => Some(text.clone()),
+                Said::Other(_) => None,
             }).collect();
             prop_assert_eq!(got, texts);
+        }
+
+        /// Frames good and bad in any order, cut anywhere: `run` compares the two ways.
+        #[test]
+        fn both_ways_agree_on_any_frames(
+            frames in prop::collection::vec(
+                (prop::sample::select(vec![0x81u8, 0x81, 0x81, 0x01, 0x80, 0x00, 0x89, 0x8A, 0x88,
+                                           0x82, 0xC1, 0x83, 0x09]),
+                 prop::sample::select(vec![b"".to_vec(), b"ok".to_vec(), vec![b'a'; 130],
+                                           b"\xff\xfe".to_vec(), "é".into(), vec![b'b'; MAX],
+                                           vec![b'c'; MAX + 1], b"\x03\xe8".to_vec()]),
+                 any::<bool>()),
+                0..12),
+            mut cuts in prop::collection::vec(0usize..4_000, 0..6),
+        ) {
+            let mut bytes = Vec::new();
+            for (first, payload, masked) in frames {
+                let start = bytes.len();
+                bytes.extend(frame(first, &payload));
+                if masked && payload.len() < 4 {
+                    bytes[start + 1] |= 0x80;
+                    bytes.splice(start + 2..start + 2, [0u8; 4]);
+                }
+            }
+            cuts.sort_unstable();
+            run(&bytes, &cuts);
         }
 
         #[test]

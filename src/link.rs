@@ -5,6 +5,7 @@
 //! The contract: after `digest`, `command`, `close` or `tick`, send what `outgoing` holds and
 //! deliver the notes; after an error, the link is over and nothing more may be fed to it.
 
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use crate::command::{Commands, Ended, Outcome, Response, error_code};
@@ -109,11 +110,10 @@ impl Link {
         }
     }
 
-    /// Takes every whole frame out of `input`, appends its data messages to `batch`, and keeps
-    /// the rest in `partial`. An error ends the link; what came before it stands.
+    /// Takes every whole frame out of the batch's bytes, marks its data messages as entries, and
+    /// keeps the rest in `partial`. An error ends the link; what came before it stands.
     pub(crate) fn digest(
         &mut self,
-        mut input: &[u8],
         batch: &mut Batch,
         notes: &mut Vec<Note>,
         counters: &ShardCounters,
@@ -122,9 +122,20 @@ impl Link {
         if let Phase::Pinged { .. } = self.phase {
             self.phase = Phase::Open;
         }
-        while let Some(incoming) = self.framer.next(&mut input, &mut self.outgoing)? {
+        // A message put together from fragments is appended behind what was received.
+        let (received, mut at) = (batch.bytes.len(), 0);
+        loop {
+            let bytes = batch.bytes.get(..received).unwrap_or_default();
+            let Some(incoming) = self.framer.next(bytes, &mut at, &mut self.outgoing)? else {
+                break;
+            };
             match incoming {
-                Incoming::Text(text) => self.text(text.as_str(), batch, notes, counters),
+                Incoming::Text(range) => self.text(range, batch, notes, counters),
+                Incoming::Assembled(text) => {
+                    let start = batch.bytes.len();
+                    batch.bytes.extend_from_slice(text.as_bytes());
+                    self.text(start..batch.bytes.len(), batch, notes, counters);
+                }
                 Incoming::Binary => counters.binary_frames.add(1),
                 Incoming::Ping | Incoming::Pong => counters.control_frames.add(1),
                 Incoming::Close { code, reason } => return Err(self.closed(code, reason)),
@@ -135,21 +146,24 @@ impl Link {
             }
         }
         self.partial.clear();
-        self.partial.extend_from_slice(input);
+        self.partial.extend_from_slice(batch.bytes.get(at..received).unwrap_or_default());
         Ok(())
     }
 
+    /// One text message, which lies at `range` of the batch's bytes.
     fn text(
         &mut self,
-        text: &str,
+        range: Range<usize>,
         batch: &mut Batch,
         notes: &mut Vec<Note>,
         counters: &ShardCounters,
     ) {
-        let envelope = Envelope::read(text.as_bytes());
+        let text = batch.bytes.get(range.clone()).unwrap_or_default();
+        let envelope = Envelope::read(text);
         let observed = self.observe(&envelope, notes, counters);
         if envelope.kind.is_data() {
-            self.data(text, &envelope, observed, batch, counters);
+            let entry = self.data(range, &envelope, observed, counters);
+            batch.entries.push(entry);
         } else {
             counters.replies.add(1);
             if self.reply(text, &envelope, notes).is_none() {
@@ -188,12 +202,11 @@ impl Link {
 
     fn data(
         &mut self,
-        text: &str,
+        range: Range<usize>,
         envelope: &Envelope,
         observed: Observed,
-        batch: &mut Batch,
         counters: &ShardCounters,
-    ) {
+    ) -> Entry {
         self.heard = true;
         counters.messages_received.add(1);
         match envelope.kind {
@@ -208,16 +221,13 @@ impl Link {
             }
             None => (0, crate::messages::Continuity::Next),
         };
-        let start = batch.bytes.len();
-        batch.bytes.extend_from_slice(text.as_bytes());
-        let end = batch.bytes.len();
-        let (sid, seq) = (envelope.sid, envelope.seq);
-        batch.entries.push(Entry { start, end, sid, seq, gap_size, continuity });
+        let (Range { start, end }, sid, seq) = (range, envelope.sid, envelope.seq);
+        Entry { start, end, sid, seq, gap_size, continuity }
     }
 
     /// A reply or an error; `None` when nothing waited for it.
-    fn reply(&mut self, text: &str, envelope: &Envelope, notes: &mut Vec<Note>) -> Option<()> {
-        let response: Response = serde_json::from_str(text).ok()?;
+    fn reply(&mut self, text: &[u8], envelope: &Envelope, notes: &mut Vec<Note>) -> Option<()> {
+        let response: Response = serde_json::from_slice(text).ok()?;
         if let Some(ended) = self.commands.reply(&response, envelope.sid) {
             self.heard = true;
             self.confirmed(&ended);

@@ -221,20 +221,20 @@ pub(crate) struct Outlet {
 }
 
 impl Outlet {
-    /// An empty batch with room for `bytes`.
+    /// A batch of what was received. A little is copied into a small buffer; of much the buffer
+    /// itself is taken, and `received` gets an empty one in its place.
     pub(crate) fn batch(
         &mut self,
-        bytes: usize,
-        conn: ConnId,
-        epoch: Epoch,
-        role: Role,
+        received: &mut Vec<u8>,
+        (conn, epoch, role): (ConnId, Epoch, Role),
         received_at: Stamp,
     ) -> Box<Batch> {
         while let Ok(batch) = self.returns.try_recv() {
             self.recycle(batch);
         }
-        let class = if bytes <= SMALL_BYTES { SMALL_BYTES } else { LARGE_BYTES };
-        let pool = if class == SMALL_BYTES { &mut self.small } else { &mut self.large };
+        let small = received.len() <= SMALL_BYTES;
+        let (pool, class) =
+            if small { (&mut self.small, SMALL_BYTES) } else { (&mut self.large, LARGE_BYTES) };
         let mut batch = pool.pop().unwrap_or_else(|| {
             Box::new(Batch {
                 shard: self.shard,
@@ -249,7 +249,12 @@ impl Outlet {
         });
         (batch.conn, batch.epoch, batch.role) = (conn, epoch, role);
         batch.received_at = received_at;
-        batch.bytes.reserve_exact(bytes);
+        if small {
+            batch.bytes.extend_from_slice(received);
+            received.clear();
+        } else {
+            std::mem::swap(&mut batch.bytes, received);
+        }
         batch
     }
 
@@ -458,9 +463,9 @@ mod tests {
 
     fn fill(outlet: &mut Outlet, messages: usize) -> Box<Batch> {
         let stamp = crate::clock::stamp();
-        let mut batch = outlet.batch(messages, CONN, Epoch::new(1), Role::Trade, stamp);
+        let mut received = vec![b'm'; messages];
+        let mut batch = outlet.batch(&mut received, (CONN, Epoch::new(1), Role::Trade), stamp);
         for index in 0..messages {
-            batch.bytes.push(b'm');
             batch.entries.push(Entry {
                 start: index,
                 end: index + 1,

@@ -17,7 +17,7 @@ use crate::error::Cause;
 use crate::ids::{ConnId, Epoch, Role, ShardId, widen};
 use crate::link::{Link, LinkSettings, Note};
 use crate::mailbox::{Adoption, Order, Report, Untold};
-use crate::messages::{Batch, Entry, Outlet, RawMessage};
+use crate::messages::{Batch, Entry, LARGE_BYTES, Outlet, RawMessage};
 use crate::pool::PoolLayout;
 use crate::request::Request;
 use crate::stats::ShardCounters;
@@ -143,7 +143,7 @@ impl<T: Transport> Shard<T> {
             alarm: Alarm::default(),
             state: State::Running,
             untold: Vec::new(),
-            scratch: Scratch::default(),
+            scratch: Scratch { plain: Vec::with_capacity(LARGE_BYTES), ..Scratch::default() },
         }
     }
 
@@ -251,7 +251,8 @@ impl<T: Transport> Shard<T> {
         slot.broken = None;
         self.counters.connections.add(1);
         // What came with the answer to the upgrade, no event will tell of.
-        self.scratch.plain = unread;
+        self.scratch.plain.clear();
+        self.scratch.plain.extend_from_slice(&unread);
         let begun = watched.and_then(|()| match self.state {
             State::Running => self.digest(index, self.transport.stamp()),
             State::Stopping { .. } | State::Stopped => Err(Cause::Stopped),
@@ -385,8 +386,8 @@ impl<T: Transport> Shard<T> {
         let counters = &*self.counters;
         let Scratch { plain, rest, notes, .. } = &mut self.scratch;
         counters.bytes_received.add(widen(plain.len().saturating_sub(link.partial.len())));
-        let mut batch = self.outlet.batch(plain.len(), link.conn, link.epoch, link.role, stamp);
-        let verdict = link.digest(plain, &mut batch, notes, counters);
+        let mut batch = self.outlet.batch(plain, (link.conn, link.epoch, link.role), stamp);
+        let verdict = link.digest(&mut batch, notes, counters);
         if batch.entries.is_empty() {
             self.outlet.recycle(batch);
         } else if link.role == Role::Lifecycle {
