@@ -29,6 +29,7 @@ mod affinity;
 mod assign;
 mod auth;
 mod backoff;
+mod batch;
 mod clock;
 mod command;
 mod conductor;
@@ -63,6 +64,7 @@ mod transport;
 mod upgrade;
 
 pub use auth::Credentials;
+pub use batch::{Batch, BatchIter, Continuity, Message, RawMessage};
 pub use clock::Stamp;
 pub use command::{ErrorCode, ErrorMsg, Outcome, Response, SubscribedMsg};
 pub use config::{Config, ConfigBuilder, Wait};
@@ -74,7 +76,7 @@ pub use ids::{CommandId, ConnId, Epoch, Role, Seq, ShardId, Sid, Ticker};
 pub use mailbox::Untold;
 pub use manager::{Handle, Manager, StopReport};
 pub use market::{MarketState, SubscriptionInfo};
-pub use messages::{Continuity, Messages, RawMessage};
+pub use messages::Messages;
 pub use pool::PoolLayout;
 pub use registry::{
     ChangeKind, ChannelRegistry, MarketChange, MarketStatus, Registry, RegistryHost, StaticRegistry,

@@ -8,12 +8,12 @@
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
+use crate::batch::{Buffer, Continuity, Entry};
 use crate::command::{Commands, Ended, Outcome, Response, error_code};
 use crate::envelope::{Envelope, Kind};
 use crate::error::Cause;
 use crate::frame::{Framer, Incoming};
 use crate::ids::{ConnId, Epoch, Role, Sid, widen};
-use crate::messages::{Batch, Entry};
 use crate::request::Request;
 use crate::sequence::{Observed, Sequences};
 use crate::stats::ShardCounters;
@@ -114,7 +114,7 @@ impl Link {
     /// keeps the rest in `partial`. An error ends the link; what came before it stands.
     pub(crate) fn digest(
         &mut self,
-        batch: &mut Batch,
+        batch: &mut Buffer,
         notes: &mut Vec<Note>,
         counters: &ShardCounters,
     ) -> Result<(), Cause> {
@@ -154,7 +154,7 @@ impl Link {
     fn text(
         &mut self,
         range: Range<usize>,
-        batch: &mut Batch,
+        batch: &mut Buffer,
         notes: &mut Vec<Note>,
         counters: &ShardCounters,
     ) {
@@ -219,7 +219,7 @@ impl Link {
                 let mark = self.sequences.take(sid, observed);
                 (mark.gap_size, mark.continuity)
             }
-            None => (0, crate::messages::Continuity::Next),
+            None => (0, Continuity::Next),
         };
         let (Range { start, end }, sid, seq) = (range, envelope.sid, envelope.seq);
         Entry { start, end, sid, seq, gap_size, continuity }

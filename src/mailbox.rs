@@ -5,12 +5,12 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Select, Sender, TrySendError};
 
+use crate::batch::RawMessage;
 use crate::command::Ended;
 use crate::connector::Dialed;
 use crate::error::Cause;
 use crate::ids::{ConnId, Epoch, Role, ShardId, Sid, Ticker};
 use crate::market::SubscriptionInfo;
-use crate::messages::RawMessage;
 use crate::registry::MarketChange;
 use crate::request::Request;
 use crate::resolve::Wake;

@@ -9,14 +9,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use bytes::Bytes;
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, bounded};
 use crossbeam_utils::CachePadded;
-use serde::Serialize;
 
+use crate::batch::{Batch, Buffer, Charge, Entry, RawMessage};
 use crate::clock::Stamp;
 use crate::error::RecvError;
-use crate::ids::{ConnId, Epoch, Role, Seq, ShardId, Sid, widen};
+use crate::ids::{ConnId, Epoch, Role, ShardId, widen};
 use crate::stats::Counter;
 
 /// Reads shorter than this go into small buffers, so that few bytes never hold a large one.
@@ -28,133 +27,6 @@ pub(crate) const LARGE_BYTES: usize = 96 << 10;
 const RETURNS_MAX: usize = 256;
 /// Bytes are accounted in units of this many.
 const UNIT_BYTES: usize = 256;
-
-/// Where a message stands in its subscription's sequence.
-///
-/// ```
-/// # fn show(message: &kalshi_feed::RawMessage) {
-/// if message.continuity == kalshi_feed::Continuity::First {
-///     // A new subscription or a reconnect: start this connection's books anew.
-/// }
-/// # }
-/// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Continuity {
-    /// The first of its subscription in this epoch; the stream before it was down.
-    First,
-    /// The one after the last.
-    Next,
-    /// Messages were missed before it; `gap_size` says how many.
-    Gap,
-    /// The exchange sent this number before.
-    Duplicate,
-    /// The exchange sent an older number.
-    Backward,
-}
-
-/// One market-data message, as it came from the exchange.
-///
-/// ```
-/// # fn show(message: &kalshi_feed::RawMessage) {
-/// if message.seq_gap {
-///     eprintln!("connection {} missed {}", message.conn_id, message.gap_size);
-/// }
-/// # }
-/// ```
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct RawMessage {
-    /// The exact frame, trailing newline kept. Pins no other memory.
-    pub data: Bytes,
-    /// The connection it came from, 1 to 150 in the default pool.
-    pub conn_id: ConnId,
-    /// Which socket of that connection.
-    pub epoch: Epoch,
-    /// What the connection is for.
-    pub role: Role,
-    /// The exchange's subscription number, where the frame has one.
-    pub sid: Option<Sid>,
-    /// Its place in the subscription's sequence, where the frame has one (tickers have none).
-    pub seq: Option<Seq>,
-    /// When the socket read that brought it returned.
-    pub received_at: Stamp,
-    /// Whether messages of this subscription were missed before this one: `gap_size > 0`.
-    pub seq_gap: bool,
-    /// How many were missed and will never come, lost on the wire or dropped here.
-    pub gap_size: u64,
-    /// Where it stands in the sequence.
-    pub continuity: Continuity,
-    /// Whether its market's book is known to be out of step. Always false under the gap policy
-    /// `Flag`, which repairs nothing and so tracks no repair.
-    pub suspect: bool,
-}
-
-/// One message's place in a batch.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Entry {
-    pub(crate) start: usize,
-    pub(crate) end: usize,
-    pub(crate) sid: Option<Sid>,
-    pub(crate) seq: Option<Seq>,
-    pub(crate) gap_size: u64,
-    pub(crate) continuity: Continuity,
-}
-
-/// The messages of one socket read.
-#[derive(Debug)]
-pub(crate) struct Batch {
-    shard: ShardId,
-    pub(crate) conn: ConnId,
-    pub(crate) epoch: Epoch,
-    pub(crate) role: Role,
-    pub(crate) received_at: Stamp,
-    pub(crate) bytes: Vec<u8>,
-    pub(crate) entries: Vec<Entry>,
-    charge: Charge,
-}
-
-impl Batch {
-    /// The message at `entry`, copied out.
-    pub(crate) fn message(&self, entry: &Entry) -> RawMessage {
-        RawMessage {
-            data: Bytes::copy_from_slice(
-                self.bytes.get(entry.start..entry.end).unwrap_or_default(),
-            ),
-            conn_id: self.conn,
-            epoch: self.epoch,
-            role: self.role,
-            sid: entry.sid,
-            seq: entry.seq,
-            received_at: self.received_at,
-            seq_gap: entry.gap_size > 0,
-            gap_size: entry.gap_size,
-            continuity: entry.continuity,
-            suspect: false,
-        }
-    }
-}
-
-/// Room taken: messages and byte units.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Charge {
-    messages: u32,
-    units: u32,
-}
-
-impl Charge {
-    const fn pack(self) -> u64 {
-        #[expect(clippy::as_conversions, reason = "widening u32 to u64 in a const fn")]
-        {
-            ((self.messages as u64) << 32) | self.units as u64
-        }
-    }
-
-    fn unpack(word: u64) -> Self {
-        let half = |bits: u64| u32::try_from(bits & u64::from(u32::MAX)).unwrap_or(u32::MAX);
-        Self { messages: half(word >> 32), units: half(word) }
-    }
-}
 
 /// The room between shards and consumer, both bounds in one atomic word.
 #[derive(Debug)]
@@ -214,10 +86,10 @@ pub(crate) struct Handed {
 pub(crate) struct Outlet {
     shard: ShardId,
     room: Arc<Room>,
-    sender: Sender<Box<Batch>>,
-    returns: Receiver<Box<Batch>>,
-    small: Vec<Box<Batch>>,
-    large: Vec<Box<Batch>>,
+    sender: Sender<Box<Buffer>>,
+    returns: Receiver<Box<Buffer>>,
+    small: Vec<Box<Buffer>>,
+    large: Vec<Box<Buffer>>,
 }
 
 impl Outlet {
@@ -228,7 +100,7 @@ impl Outlet {
         received: &mut Vec<u8>,
         (conn, epoch, role): (ConnId, Epoch, Role),
         received_at: Stamp,
-    ) -> Box<Batch> {
+    ) -> Box<Buffer> {
         while let Ok(batch) = self.returns.try_recv() {
             self.recycle(batch);
         }
@@ -236,7 +108,7 @@ impl Outlet {
         let (pool, class) =
             if small { (&mut self.small, SMALL_BYTES) } else { (&mut self.large, LARGE_BYTES) };
         let mut batch = pool.pop().unwrap_or_else(|| {
-            Box::new(Batch {
+            Box::new(Buffer {
                 shard: self.shard,
                 conn,
                 epoch,
@@ -259,7 +131,7 @@ impl Outlet {
     }
 
     /// Takes an empty batch back, unless it is neither small nor large or there are enough.
-    pub(crate) fn recycle(&mut self, mut batch: Box<Batch>) {
+    pub(crate) fn recycle(&mut self, mut batch: Box<Buffer>) {
         batch.bytes.clear();
         batch.entries.clear();
         let pool = match batch.bytes.capacity() {
@@ -274,7 +146,7 @@ impl Outlet {
 
     /// Hands over the batch's first messages, as many as there is room for, and leaves the others
     /// in `rest` for the caller. Never waits.
-    pub(crate) fn send(&mut self, mut batch: Box<Batch>, rest: &mut Vec<Entry>) -> Handed {
+    pub(crate) fn send(&mut self, mut batch: Box<Buffer>, rest: &mut Vec<Entry>) -> Handed {
         rest.clear();
         if self.room.is_closed() {
             // Nobody listens any more: as good as handed over, and counted as abandoned.
@@ -306,8 +178,8 @@ impl Outlet {
 #[derive(Debug)]
 pub(crate) struct Handoff {
     room: Arc<Room>,
-    sender: Sender<Box<Batch>>,
-    returns: Vec<Receiver<Box<Batch>>>,
+    sender: Sender<Box<Buffer>>,
+    returns: Vec<Receiver<Box<Buffer>>>,
 }
 
 impl Handoff {
@@ -359,9 +231,9 @@ impl Handoff {
 #[derive(Debug)]
 pub struct Messages {
     room: Arc<Room>,
-    receiver: Receiver<Box<Batch>>,
-    returns: Vec<Sender<Box<Batch>>>,
-    current: Option<(Box<Batch>, usize)>,
+    receiver: Receiver<Box<Buffer>>,
+    returns: Vec<Sender<Box<Buffer>>>,
+    current: Option<(Box<Buffer>, usize)>,
     consumed: Arc<CachePadded<Counter>>,
 }
 
@@ -371,7 +243,7 @@ impl Messages {
     /// # Errors
     /// [`RecvError::Disconnected`] when the engine has stopped and everything was taken.
     pub fn recv(&mut self) -> Result<RawMessage, RecvError> {
-        self.next_from(|receiver| receiver.recv().map_err(|_| RecvError::Disconnected))
+        self.next_from(wait)
     }
 
     /// The next message, if one is waiting.
@@ -379,12 +251,7 @@ impl Messages {
     /// # Errors
     /// [`RecvError::Empty`] or [`RecvError::Disconnected`].
     pub fn try_recv(&mut self) -> Result<RawMessage, RecvError> {
-        self.next_from(|receiver| {
-            receiver.try_recv().map_err(|error| match error {
-                crossbeam_channel::TryRecvError::Empty => RecvError::Empty,
-                crossbeam_channel::TryRecvError::Disconnected => RecvError::Disconnected,
-            })
-        })
+        self.next_from(look)
     }
 
     /// Waits at most `timeout` for the next message.
@@ -392,49 +259,105 @@ impl Messages {
     /// # Errors
     /// [`RecvError::Timeout`] or [`RecvError::Disconnected`].
     pub fn recv_timeout(&mut self, timeout: Duration) -> Result<RawMessage, RecvError> {
-        self.next_from(|receiver| {
-            receiver.recv_timeout(timeout).map_err(|error| match error {
-                crossbeam_channel::RecvTimeoutError::Timeout => RecvError::Timeout,
-                crossbeam_channel::RecvTimeoutError::Disconnected => RecvError::Disconnected,
-            })
-        })
+        self.next_from(|receiver| wait_for(receiver, timeout))
     }
 
     pub(crate) fn consumed(&self) -> Arc<CachePadded<Counter>> {
         Arc::clone(&self.consumed)
     }
 
+    /// Waits for the next batch and lends it: no copy, no allocation. Its buffer and its room go
+    /// back to the engine when the next one is asked for. Messages of a batch that `recv` began
+    /// are lent first.
+    ///
+    /// # Errors
+    /// [`RecvError::Disconnected`] when the engine has stopped and everything was taken.
+    pub fn recv_batch(&mut self) -> Result<Batch<'_>, RecvError> {
+        self.batch_from(wait)
+    }
+
+    /// The next batch, if one is waiting, lent as by [`recv_batch`](Self::recv_batch).
+    ///
+    /// # Errors
+    /// [`RecvError::Empty`] or [`RecvError::Disconnected`].
+    pub fn try_recv_batch(&mut self) -> Result<Batch<'_>, RecvError> {
+        self.batch_from(look)
+    }
+
+    /// Waits at most `timeout` for the next batch, lent as by [`recv_batch`](Self::recv_batch).
+    ///
+    /// # Errors
+    /// [`RecvError::Timeout`] or [`RecvError::Disconnected`].
+    pub fn recv_batch_timeout(&mut self, timeout: Duration) -> Result<Batch<'_>, RecvError> {
+        self.batch_from(|receiver| wait_for(receiver, timeout))
+    }
+
     fn next_from(
         &mut self,
-        receive: impl Fn(&Receiver<Box<Batch>>) -> Result<Box<Batch>, RecvError>,
+        receive: impl FnOnce(&Incoming) -> Received,
     ) -> Result<RawMessage, RecvError> {
-        loop {
-            if let Some((batch, next)) = &mut self.current
-                && let Some(entry) = batch.entries.get(*next)
-            {
-                let message = batch.message(entry);
-                *next += 1;
-                if *next == batch.entries.len() {
-                    self.finish();
-                }
-                return Ok(message);
-            }
-            self.current = Some((receive(&self.receiver)?, 0));
+        self.fill(receive)?;
+        let Some((buffer, next)) = &mut self.current else { return Err(RecvError::Empty) };
+        let message = buffer.entries.get(*next).map(|entry| buffer.message(entry).to_owned());
+        *next += 1;
+        if *next >= buffer.entries.len() {
+            self.finish();
         }
+        message.ok_or(RecvError::Empty)
+    }
+
+    fn batch_from(
+        &mut self,
+        receive: impl FnOnce(&Incoming) -> Received,
+    ) -> Result<Batch<'_>, RecvError> {
+        self.fill(receive)?;
+        let Some((buffer, next)) = &mut self.current else { return Err(RecvError::Empty) };
+        let first = std::mem::replace(next, buffer.entries.len());
+        Ok(Batch::new(buffer, first))
+    }
+
+    /// Makes sure that a batch with something left in it is at hand.
+    fn fill(&mut self, receive: impl FnOnce(&Incoming) -> Received) -> Result<(), RecvError> {
+        if self.current.as_ref().is_some_and(|(buffer, next)| *next < buffer.entries.len()) {
+            return Ok(());
+        }
+        self.finish();
+        // A batch is never sent empty.
+        self.current = Some((receive(&self.receiver)?, 0));
+        Ok(())
     }
 
     /// Gives back the current batch, its room, and counts what was taken of it.
     fn finish(&mut self) {
-        let Some((batch, taken)) = self.current.take() else {
-            return;
-        };
+        let Some((buffer, taken)) = self.current.take() else { return };
         self.consumed.add(widen(taken));
-        self.room.release(batch.charge);
-        if let Some(returns) = self.returns.get(usize::from(batch.shard.number())) {
+        self.room.release(buffer.charge);
+        if let Some(returns) = self.returns.get(usize::from(buffer.shard.number())) {
             // Full: the shard has enough of them, this one is let go.
-            returns.try_send(batch).unwrap_or_default();
+            returns.try_send(buffer).unwrap_or_default();
         }
     }
+}
+
+type Incoming = Receiver<Box<Buffer>>;
+type Received = Result<Box<Buffer>, RecvError>;
+
+fn wait(receiver: &Incoming) -> Received {
+    receiver.recv().map_err(|_| RecvError::Disconnected)
+}
+
+fn look(receiver: &Incoming) -> Received {
+    receiver.try_recv().map_err(|error| match error {
+        TryRecvError::Empty => RecvError::Empty,
+        TryRecvError::Disconnected => RecvError::Disconnected,
+    })
+}
+
+fn wait_for(receiver: &Incoming, timeout: Duration) -> Received {
+    receiver.recv_timeout(timeout).map_err(|error| match error {
+        RecvTimeoutError::Timeout => RecvError::Timeout,
+        RecvTimeoutError::Disconnected => RecvError::Disconnected,
+    })
 }
 
 impl Iterator for Messages {
@@ -458,10 +381,12 @@ impl Drop for Messages {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::batch::Continuity;
+    use crate::ids::Seq;
 
     const CONN: ConnId = ConnId::new(1);
 
-    fn fill(outlet: &mut Outlet, messages: usize) -> Box<Batch> {
+    fn fill(outlet: &mut Outlet, messages: usize) -> Box<Buffer> {
         let stamp = crate::clock::stamp();
         let mut received = vec![b'm'; messages];
         let mut batch = outlet.batch(&mut received, (CONN, Epoch::new(1), Role::Trade), stamp);
@@ -523,11 +448,32 @@ mod tests {
         let (_handoff, mut outlet, mut messages) = handoff(10, 1 << 20);
         let mut rest = Vec::new();
         let batch = fill(&mut outlet, 1);
-        let address: *const Batch = &raw const *batch;
+        let address: *const Buffer = &raw const *batch;
         outlet.send(batch, &mut rest);
         messages.recv().unwrap();
-        let again: *const Batch = &raw const *fill(&mut outlet, 1);
+        let again: *const Buffer = &raw const *fill(&mut outlet, 1);
         assert_eq!(address, again);
+    }
+
+    #[test]
+    fn a_lent_batch_goes_back_when_the_next_is_asked_for() {
+        let (_handoff, mut outlet, mut messages) = handoff(5, 1 << 20);
+        let mut rest = Vec::new();
+        let batch = fill(&mut outlet, 5);
+        outlet.send(batch, &mut rest);
+        assert_eq!(messages.recv().unwrap().seq, Some(Seq::new(0)));
+        let lent = messages.recv_batch().unwrap();
+        let seqs: Vec<_> = lent.iter().map(|message| message.seq.unwrap().number()).collect();
+        assert_eq!((lent.len(), seqs), (4, vec![1, 2, 3, 4]));
+        let batch = fill(&mut outlet, 1);
+        assert_eq!(outlet.send(batch, &mut rest).messages, 0, "its room is still taken");
+        assert_eq!(messages.try_recv_batch().unwrap_err(), RecvError::Empty);
+        let batch = fill(&mut outlet, 5);
+        assert_eq!(outlet.send(batch, &mut rest).messages, 5);
+        assert_eq!(messages.recv_batch().unwrap().len(), 5);
+        let timeout = Duration::from_millis(1);
+        assert_eq!(messages.recv_batch_timeout(timeout).unwrap_err(), RecvError::Timeout);
+        assert_eq!(messages.consumed().total(), 10);
     }
 
     #[test]

@@ -4,8 +4,8 @@
 use crossbeam_channel::{Receiver, SendError, Sender, TrySendError, bounded, never};
 use serde::Deserialize;
 
+use crate::batch::RawMessage;
 use crate::ids::Ticker;
-use crate::messages::RawMessage;
 
 /// A market's status as far as subscribing goes: order books of active markets are wanted.
 ///

@@ -7,8 +7,8 @@
 //! a message for the host moves `owed` into its `gap_size`. So `gap_size` always means "this many
 //! you will never get".
 
+use crate::batch::Continuity;
 use crate::ids::{Seq, Sid};
-use crate::messages::Continuity;
 
 /// Frames behind `seen`, contiguous among themselves, after which the sequence has evidently
 /// restarted and the subscription is renewed.

@@ -12,12 +12,13 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, TrySendError};
 use crossbeam_utils::CachePadded;
 
+use crate::batch::{Buffer, Entry, RawMessage};
 use crate::command::Ended;
 use crate::error::Cause;
 use crate::ids::{ConnId, Epoch, Role, ShardId, widen};
 use crate::link::{Link, LinkSettings, Note};
 use crate::mailbox::{Adoption, Order, Report, Untold};
-use crate::messages::{Batch, Entry, LARGE_BYTES, Outlet, RawMessage};
+use crate::messages::{LARGE_BYTES, Outlet};
 use crate::pool::PoolLayout;
 use crate::request::Request;
 use crate::stats::ShardCounters;
@@ -405,11 +406,11 @@ impl<T: Transport> Shard<T> {
 
     // The registry's frames.
 
-    fn hand_to_registry(&mut self, index: usize, batch: Box<Batch>, now: Instant) {
+    fn hand_to_registry(&mut self, index: usize, batch: Box<Buffer>, now: Instant) {
         let Some(slot) = self.slots.get_mut(index) else {
             return;
         };
-        slot.held.extend(batch.entries.iter().map(|entry| batch.message(entry)));
+        slot.held.extend(batch.entries.iter().map(|entry| batch.message(entry).to_owned()));
         self.outlet.recycle(batch);
         self.retry_held(index, now);
     }

@@ -5,10 +5,11 @@ use std::net::SocketAddr;
 use crossbeam_channel::bounded;
 
 use super::*;
+use crate::batch::Continuity;
 use crate::clock::Stamp;
 use crate::command::Outcome;
 use crate::ids::Ticker;
-use crate::messages::{Continuity, Handoff, Messages};
+use crate::messages::{Handoff, Messages};
 
 /// What the scripted peer does next.
 enum Chunk {
