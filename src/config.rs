@@ -11,6 +11,7 @@ use crate::affinity;
 use crate::auth::Credentials;
 use crate::endpoint::Endpoint;
 use crate::error::ConfigError;
+use crate::overflow::OverflowPolicy;
 use crate::pool::PoolLayout;
 use crate::tickets::TicketStore;
 
@@ -149,6 +150,9 @@ settings! {
     /// Markets on one order-book connection. Default: 7,500.
     markets_per_connection: usize = 7_500;
 
+    /// What happens to messages that find no room: one policy for all roles, or one for each.
+    /// Default: drop the newest.
+    [into] overflow: OverflowPolicy = OverflowPolicy::default();
     /// Messages waiting for the host. Default: 10,000.
     message_buffer: usize = 10_000;
     /// Bytes waiting for the host, counted as the capacity of the buffers that hold them.

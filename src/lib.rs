@@ -41,12 +41,14 @@ mod envelope;
 mod error;
 mod event;
 mod frame;
+mod held;
 mod ids;
 mod link;
 mod mailbox;
 mod manager;
 mod market;
 mod messages;
+mod overflow;
 mod pool;
 #[cfg(test)]
 mod property;
@@ -77,6 +79,7 @@ pub use mailbox::Untold;
 pub use manager::{Handle, Manager, StopReport};
 pub use market::{MarketState, SubscriptionInfo};
 pub use messages::Messages;
+pub use overflow::{Overflow, OverflowPolicy};
 pub use pool::PoolLayout;
 pub use registry::{
     ChangeKind, ChannelRegistry, MarketChange, MarketStatus, Registry, RegistryHost, StaticRegistry,

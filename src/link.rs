@@ -69,6 +69,8 @@ pub(crate) struct Link {
     /// The front of a frame whose rest has not come.
     pub(crate) partial: Vec<u8>,
     pub(crate) sequences: Sequences,
+    /// Whether `partial` came with the upgrade and was never looked at.
+    unread: bool,
     framer: Framer,
     commands: Commands,
     settings: LinkSettings,
@@ -88,6 +90,7 @@ impl Link {
     pub(crate) fn new(
         (conn, epoch, role): (ConnId, Epoch, Role),
         owed: u64,
+        unread: Vec<u8>,
         settings: LinkSettings,
         now: Instant,
     ) -> Self {
@@ -96,7 +99,8 @@ impl Link {
             epoch,
             role,
             outgoing: Vec::new(),
-            partial: Vec::new(),
+            unread: !unread.is_empty(),
+            partial: unread,
             sequences: Sequences::new(owed),
             framer: Framer::new(settings.message_bytes_max),
             commands: Commands::new(settings.subscribe_timeout),
@@ -119,6 +123,7 @@ impl Link {
         counters: &ShardCounters,
     ) -> Result<(), Cause> {
         self.last_inbound = batch.received_at.mono;
+        self.unread = false;
         if let Phase::Pinged { .. } = self.phase {
             self.phase = Phase::Open;
         }
@@ -286,6 +291,11 @@ impl Link {
         self.commands.lose()
     }
 
+    /// Whether there are bytes that came with the upgrade and were never looked at.
+    pub(crate) fn has_unread(&self) -> bool {
+        self.unread
+    }
+
     /// Whether the epoch brought data or an acknowledgement.
     pub(crate) fn heard(&self) -> bool {
         self.heard
@@ -304,12 +314,12 @@ impl Link {
         }
     }
 
-    /// Reading goes on: what stood still gets its time back.
-    pub(crate) fn release(&mut self, now: Instant) {
-        if let Some((since, _)) = self.held.take() {
-            self.commands.postpone(now.saturating_duration_since(since));
-            self.last_inbound = now;
-        }
+    /// Reading goes on: what stood still gets its time back. False when it was not held.
+    pub(crate) fn release(&mut self, now: Instant) -> bool {
+        let Some((since, _)) = self.held.take() else { return false };
+        self.commands.postpone(now.saturating_duration_since(since));
+        self.last_inbound = now;
+        true
     }
 
     /// When `tick` has something to do.

@@ -414,6 +414,7 @@ impl Wiring {
                 reports: report_sender.clone(),
                 outlet,
                 pool: settings.pool,
+                overflow: settings.overflow,
                 counters: Arc::clone(block),
             });
             shard_boxes.push(Mailbox { orders, wake });

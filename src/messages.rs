@@ -47,11 +47,20 @@ impl Room {
 
     /// Takes room for up to `messages` in a buffer of `units`; the first that fit.
     fn reserve(&self, messages: u32, units: u32) -> Charge {
+        self.reserve_at_least(1, messages, units)
+    }
+
+    /// Takes room for all of `messages` or none.
+    fn reserve_all(&self, messages: u32, units: u32) -> Charge {
+        self.reserve_at_least(messages, messages, units)
+    }
+
+    fn reserve_at_least(&self, least: u32, messages: u32, units: u32) -> Charge {
         let mut granted = Charge::default();
         let grant = |word| {
             let taken = Charge::unpack(word);
             let free = self.limit.messages.saturating_sub(taken.messages);
-            let fits = units <= self.limit.units.saturating_sub(taken.units);
+            let fits = units <= self.limit.units.saturating_sub(taken.units) && least <= free;
             let messages = if fits { messages.min(free) } else { 0 };
             granted = if messages > 0 { Charge { messages, units } } else { Charge::default() };
             // No carry between the halves: neither sum exceeds its limit.
@@ -144,6 +153,41 @@ impl Outlet {
         }
     }
 
+    /// Hands over the whole batch, or gives it back unless there is room for all of it. One that
+    /// holds more messages than there is room at all goes part by part. Says how many went.
+    pub(crate) fn offer(&mut self, mut batch: Box<Buffer>) -> (usize, Option<Box<Buffer>>) {
+        let count = batch.entries.len();
+        let limit = usize::try_from(self.room.limit.messages).unwrap_or(usize::MAX);
+        if self.room.is_closed() {
+            self.recycle(batch);
+            return (count, None);
+        }
+        if count > limit {
+            let mut part = batch.entries.split_off(limit);
+            std::mem::swap(&mut part, &mut batch.entries);
+            let stamp = batch.received_at;
+            let mut bytes = batch.bytes.clone();
+            let mut first = self.batch(&mut bytes, (batch.conn, batch.epoch, batch.role), stamp);
+            first.entries.append(&mut part);
+            return match self.offer(first) {
+                (sent, None) => (sent, Some(batch)),
+                (_, Some(mut first)) => {
+                    first.entries.append(&mut batch.entries);
+                    std::mem::swap(&mut first.entries, &mut batch.entries);
+                    self.recycle(first);
+                    (0, Some(batch))
+                }
+            };
+        }
+        let messages = u32::try_from(count).unwrap_or(u32::MAX);
+        let charge = self.room.reserve_all(messages, units(&batch));
+        if charge.messages < messages {
+            return (0, Some(batch));
+        }
+        self.pass_on(batch, charge);
+        (count, None)
+    }
+
     /// Hands over the batch's first messages, as many as there is room for, and leaves the others
     /// in `rest` for the caller. Never waits.
     pub(crate) fn send(&mut self, mut batch: Box<Buffer>, rest: &mut Vec<Entry>) -> Handed {
@@ -155,14 +199,18 @@ impl Outlet {
             return Handed { messages };
         }
         let messages = u32::try_from(batch.entries.len()).unwrap_or(u32::MAX);
-        let units = batch.bytes.capacity().div_ceil(UNIT_BYTES);
-        let charge = self.room.reserve(messages, u32::try_from(units).unwrap_or(u32::MAX));
+        let charge = self.room.reserve(messages, units(&batch));
         let granted = usize::try_from(charge.messages).unwrap_or(usize::MAX);
         rest.extend(batch.entries.drain(granted.min(batch.entries.len())..));
         if granted == 0 {
             self.recycle(batch);
             return Handed { messages: 0 };
         }
+        self.pass_on(batch, charge);
+        Handed { messages: granted }
+    }
+
+    fn pass_on(&mut self, mut batch: Box<Buffer>, charge: Charge) {
         batch.charge = charge;
         // Cannot be full: there is a place for every message there is room for. A consumer that
         // went away meanwhile makes these messages abandoned.
@@ -170,8 +218,12 @@ impl Outlet {
             self.room.release(charge);
             self.recycle(error.into_inner());
         }
-        Handed { messages: granted }
     }
+}
+
+/// What a batch takes of the room for bytes.
+fn units(batch: &Buffer) -> u32 {
+    u32::try_from(batch.bytes.capacity().div_ceil(UNIT_BYTES)).unwrap_or(u32::MAX)
 }
 
 /// Both ends, and what it takes to make another outlet at each start.

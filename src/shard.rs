@@ -12,13 +12,15 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, TrySendError};
 use crossbeam_utils::CachePadded;
 
-use crate::batch::{Buffer, Entry, RawMessage};
+use crate::batch::{Entry, RawMessage};
 use crate::command::Ended;
 use crate::error::Cause;
+use crate::held::Held;
 use crate::ids::{ConnId, Epoch, Role, ShardId, widen};
 use crate::link::{Link, LinkSettings, Note};
 use crate::mailbox::{Adoption, Order, Report, Untold};
 use crate::messages::{LARGE_BYTES, Outlet};
+use crate::overflow::{Overflow, OverflowPolicy};
 use crate::pool::PoolLayout;
 use crate::request::Request;
 use crate::stats::ShardCounters;
@@ -45,8 +47,8 @@ struct Slot<L> {
     live: Option<(L, Link)>,
     /// Lost and untold, for the next epoch's first message.
     owed: u64,
-    /// Lifecycle frames the registry had no room for, in order.
-    held: VecDeque<RawMessage>,
+    /// What found no room and must not be dropped; nothing is read meanwhile.
+    held: Held,
     /// On the list of those to drive without waiting for an event.
     queued: bool,
     /// The peer has shut its side.
@@ -82,6 +84,7 @@ pub(crate) struct Shard<T: Transport> {
     orders: Receiver<Order<T::Link>>,
     reports: Sender<Report>,
     outlet: Outlet,
+    overflow: OverflowPolicy,
     lifecycle: Option<Sender<RawMessage>>,
     counters: Arc<CachePadded<ShardCounters>>,
     ready: VecDeque<usize>,
@@ -110,6 +113,7 @@ pub(crate) struct ShardParts<T: Transport> {
     pub(crate) reports: Sender<Report>,
     pub(crate) outlet: Outlet,
     pub(crate) pool: PoolLayout,
+    pub(crate) overflow: OverflowPolicy,
     pub(crate) counters: Arc<CachePadded<ShardCounters>>,
 }
 
@@ -124,7 +128,7 @@ impl<T: Transport> Shard<T> {
                 conn,
                 live: None,
                 owed: 0,
-                held: VecDeque::new(),
+                held: Held::Nothing,
                 queued: false,
                 read_closed: false,
                 broken: None,
@@ -138,6 +142,7 @@ impl<T: Transport> Shard<T> {
             orders: parts.orders,
             reports: parts.reports,
             outlet: parts.outlet,
+            overflow: parts.overflow,
             lifecycle: None,
             counters: parts.counters,
             ready: VecDeque::new(),
@@ -230,7 +235,7 @@ impl<T: Transport> Shard<T> {
 
     fn deadline(&self, index: usize, now: Instant) -> Option<Instant> {
         let slot = self.slots.get(index)?;
-        let retry = (!slot.held.is_empty()).then(|| after(now, HELD_RETRY));
+        let retry = (!slot.held.is_nothing()).then(|| after(now, HELD_RETRY));
         let live = slot.live.as_ref().map(|(_, link)| link.deadline());
         crate::timer::earlier(retry, live)
     }
@@ -247,23 +252,20 @@ impl<T: Transport> Shard<T> {
         };
         let owed = std::mem::take(&mut slot.owed);
         let watched = self.transport.register(&mut socket, index);
-        slot.live = Some((socket, Link::new((conn, epoch, role), owed, self.settings, now)));
+        self.counters.bytes_received.add(widen(unread.len()));
+        let link = Link::new((conn, epoch, role), owed, unread, self.settings, now);
+        slot.live = Some((socket, link));
         slot.read_closed = false;
         slot.broken = None;
         self.counters.connections.add(1);
-        // What came with the answer to the upgrade, no event will tell of.
-        self.scratch.plain.clear();
-        self.scratch.plain.extend_from_slice(&unread);
-        let begun = watched.and_then(|()| match self.state {
-            State::Running => self.digest(index, self.transport.stamp()),
-            State::Stopping { .. } | State::Stopped => Err(Cause::Stopped),
-        });
-        match begun {
-            Ok(()) => {
+        match (watched, self.state) {
+            (Ok(()), State::Running) => {
                 self.arm(index);
+                // Neither what waits in the socket nor what is unread will make an event.
                 self.queue(index);
             }
-            Err(cause) => self.lose(index, cause),
+            (Ok(()), _) => self.lose(index, Cause::Stopped),
+            (Err(cause), _) => self.lose(index, cause),
         }
     }
 
@@ -305,35 +307,23 @@ impl<T: Transport> Shard<T> {
         let State::Stopping { until } = self.state else {
             return;
         };
-        let busy = |slot: &Slot<T::Link>| slot.live.is_some() || !slot.held.is_empty();
+        let busy = |slot: &Slot<T::Link>| slot.live.is_some() || !slot.held.is_nothing();
         if until > now && self.slots.iter().any(busy) {
             return;
         }
         for index in 0..self.slots.len() {
-            self.lose(index, Cause::Stopped);
             self.abandon_held(index);
+            self.lose(index, Cause::Stopped);
         }
         self.state = State::Stopped;
         let untold = std::mem::take(&mut self.untold);
         self.report(Report::Stopped { untold });
     }
 
-    /// Nothing waits for the registry at a stop: what it had no room for is told as lost.
     fn abandon_held(&mut self, index: usize) {
-        let Some(slot) = self.slots.get_mut(index) else {
-            return;
-        };
-        for message in slot.held.drain(..) {
-            let lost = message.gap_size.saturating_add(1);
-            let untold = Untold {
-                conn_id: message.conn_id,
-                epoch: message.epoch,
-                sid: message.sid,
-                messages: lost,
-            };
-            self.untold.push(untold);
-            self.counters.lifecycle_discarded.add(1);
-        }
+        let Some(slot) = self.slots.get_mut(index) else { return };
+        let held = std::mem::replace(&mut slot.held, Held::Nothing);
+        held.abandon(&mut self.outlet, &self.counters, &mut self.untold);
     }
 
     // The hot path.
@@ -346,7 +336,7 @@ impl<T: Transport> Shard<T> {
         let Some((socket, link)) = &mut slot.live else {
             return;
         };
-        if !slot.held.is_empty() {
+        if !slot.held.is_nothing() {
             link.hold(now);
             self.alarm.arm(after(now, HELD_RETRY));
             return;
@@ -355,7 +345,7 @@ impl<T: Transport> Shard<T> {
         plain.clear();
         plain.extend_from_slice(&link.partial);
         let received = self.transport.receive(socket, plain);
-        let fresh = plain.len() > link.partial.len();
+        let fresh = plain.len() > link.partial.len() || link.has_unread();
         let (read_closed, broken) = (slot.read_closed, slot.broken.clone());
         let at = match received {
             Ok(Received::Some { at, .. }) => at,
@@ -391,8 +381,13 @@ impl<T: Transport> Shard<T> {
         let verdict = link.digest(&mut batch, notes, counters);
         if batch.entries.is_empty() {
             self.outlet.recycle(batch);
-        } else if link.role == Role::Lifecycle {
-            self.hand_to_registry(index, batch, stamp.mono);
+        } else if self.overflow.of(link.role) == Overflow::Backpressure {
+            let held = if link.role == Role::Lifecycle {
+                Held::for_registry(batch, &mut self.outlet)
+            } else {
+                Held::ForHost(batch)
+            };
+            self.offer(index, held, stamp.mono);
         } else {
             let handed = self.outlet.send(batch, rest);
             counters.messages_forwarded.add(widen(handed.messages));
@@ -404,50 +399,33 @@ impl<T: Transport> Shard<T> {
         verdict
     }
 
-    // The registry's frames.
+    // What must not be dropped.
 
-    fn hand_to_registry(&mut self, index: usize, batch: Box<Buffer>, now: Instant) {
-        let Some(slot) = self.slots.get_mut(index) else {
-            return;
-        };
-        slot.held.extend(batch.entries.iter().map(|entry| batch.message(entry).to_owned()));
-        self.outlet.recycle(batch);
-        self.retry_held(index, now);
+    fn retry_held(&mut self, index: usize, now: Instant) {
+        let Some(slot) = self.slots.get_mut(index) else { return };
+        let held = std::mem::replace(&mut slot.held, Held::Nothing);
+        self.offer(index, held, now);
     }
 
-    /// Hands the registry what it has room for; the connection reads on when nothing is left.
-    fn retry_held(&mut self, index: usize, now: Instant) {
-        let Some(slot) = self.slots.get_mut(index).filter(|slot| !slot.held.is_empty()) else {
+    /// Hands over what must not be dropped, as far as there is room. Whatever is left is held,
+    /// and the connection with it; once nothing is, it reads on.
+    fn offer(&mut self, index: usize, held: Held, now: Instant) {
+        if held.is_nothing() {
             return;
-        };
-        let counters = &*self.counters;
-        let mut hung_up = false;
-        while let Some(message) = slot.held.pop_front() {
-            let Some(sink) = &self.lifecycle else {
-                counters.lifecycle_discarded.add(1);
-                continue;
-            };
-            match sink.try_send(message) {
-                Ok(()) => counters.lifecycle_forwarded.add(1),
-                Err(TrySendError::Full(message)) => {
-                    slot.held.push_front(message);
-                    break;
-                }
-                Err(TrySendError::Disconnected(_)) => {
-                    counters.lifecycle_discarded.add(1);
-                    self.lifecycle = None;
-                    hung_up = true;
-                }
-            }
         }
-        let empty = slot.held.is_empty();
+        let (left, hung_up) = held.offer(&mut self.outlet, &mut self.lifecycle, &self.counters);
+        let Some(slot) = self.slots.get_mut(index) else { return };
+        slot.held = left;
+        let free = slot.held.is_nothing();
+        let mut resumed = false;
         if let Some((_, link)) = &mut slot.live {
-            if empty { link.release(now) } else { link.hold(now) }
+            if free { resumed = link.release(now) } else { link.hold(now) }
         }
-        if empty {
+        if resumed {
             // No edge will tell of what waited in the socket meanwhile.
             self.queue(index);
-        } else {
+        }
+        if !free {
             self.alarm.arm(after(now, HELD_RETRY));
         }
         if hung_up {

@@ -52,6 +52,23 @@ fn messages_left_unread_for_three_seconds_are_told_as_gaps_that_add_up() {
 }
 
 #[test]
+fn under_back_pressure_a_host_that_pauses_misses_nothing() {
+    let mut rig = Rig::start(busy(), PoolLayout::new(2, 2, 2, 10), |settings| {
+        settings.message_buffer(2_000).overflow(kalshi_feed::Overflow::Backpressure)
+    });
+    rig.all_confirmed(200);
+    let mut messages = rig.messages.take();
+    rig.consume_for(Duration::from_secs(2), |_| {});
+    rig.messages = messages.take();
+    rig.consume_for(Duration::from_secs(1), |message| assert_eq!(message.gap_size, 0));
+    let (verdict, report) = rig.settle();
+    assert_eq!(verdict.unaccounted, 0, "{:#?}", verdict.findings);
+    assert_eq!((verdict.covered, report.stats.messages_dropped), (0, 0));
+    assert_eq!(report.stats.reconnects, 0, "held back, not given up");
+    assert!(verdict.delivered > 20_000, "{verdict:?}");
+}
+
+#[test]
 fn a_consumer_that_goes_away_hangs_nothing_and_the_rest_is_called_abandoned() {
     let mut rig =
         Rig::start(busy(), PoolLayout::new(2, 2, 2, 10), |settings| settings.message_buffer(1_000));

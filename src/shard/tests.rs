@@ -116,6 +116,10 @@ const BOOK: ConnId = ConnId::new(4);
 
 impl World {
     fn new(message_buffer: usize) -> Self {
+        Self::with(message_buffer, OverflowPolicy::default())
+    }
+
+    fn with(message_buffer: usize, overflow: OverflowPolicy) -> Self {
         let (handoff, messages) = Handoff::new(1, message_buffer, 1 << 24);
         let (orders, order_receiver) = bounded(1_000);
         let (report_sender, reports) = bounded(1_000);
@@ -141,6 +145,7 @@ impl World {
             reports: report_sender,
             outlet: handoff.outlet(ShardId::new(0)).unwrap(),
             pool: POOL,
+            overflow,
             counters: Arc::clone(&counters),
         });
         orders.send(Order::Listen { sink }).unwrap();
@@ -467,6 +472,43 @@ fn a_full_registry_holds_the_connection_back_and_loses_nothing() {
     }
     assert_eq!(seqs, [1, 2, 3, 4, 5, 6]);
     assert!(world.downs().is_empty());
+}
+
+#[test]
+fn back_pressure_drops_nothing_and_reads_on_when_there_is_room() {
+    let mut world = World::with(4, crate::overflow::Overflow::Backpressure.into());
+    let peer = world.adopt(BOOK, 1, Vec::new(), 0.0);
+    // A read of three fits, the next of three waits whole, and one of nine goes in parts.
+    let burst = |seqs: std::ops::RangeInclusive<u64>| Chunk::Bytes(seqs.flat_map(delta).collect());
+    world.give(BOOK, &peer, vec![burst(1..=3), burst(4..=6), burst(7..=15), burst(16..=16)], 1.0);
+    let mut seqs = Vec::new();
+    for second in 2..40 {
+        // Every other second the host takes one message.
+        if second % 2 == 0 {
+            let message = world.messages.try_recv();
+            seqs.extend(message.map(|m| (m.seq.unwrap().number(), m.gap_size)));
+        }
+        world.settle(f64::from(second));
+    }
+    assert_eq!(seqs, (1..=16).map(|seq| (seq, 0)).collect::<Vec<_>>());
+    assert!(world.downs().is_empty());
+    assert_eq!(world.counters.messages_dropped.total(), 0);
+}
+
+#[test]
+fn what_back_pressure_holds_at_the_end_is_told() {
+    let mut world = World::with(2, crate::overflow::Overflow::Backpressure.into());
+    let peer = world.adopt(BOOK, 1, Vec::new(), 0.0);
+    world.give(BOOK, &peer, vec![Chunk::Bytes((1..=2).flat_map(delta).collect())], 1.0);
+    world.give(BOOK, &peer, vec![Chunk::Bytes((3..=7).flat_map(delta).collect())], 1.0);
+    world.orders.send(Order::Stop { until: world.start + Duration::from_secs(2) }).unwrap();
+    world.settle(1.5);
+    world.settle(2.5);
+    assert_eq!(world.next, Next::Done);
+    let last = world.reports.try_iter().last().unwrap();
+    let Report::Stopped { untold } = last else { panic!("{last:?}") };
+    assert_eq!(untold.iter().map(|untold| untold.messages).sum::<u64>(), 5);
+    assert_eq!(world.received().len(), 2);
 }
 
 #[test]
