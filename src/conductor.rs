@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Sender, TrySendError, never};
+use crossbeam_channel::{Receiver, Sender, TryRecvError, TrySendError, never};
 
 use crate::assign::Unplaced;
 use crate::backoff::{Backoff, Pacer};
@@ -187,24 +187,18 @@ impl<L> Conductor<L> {
     /// Changes coalesce per market as they are taken: the last state wins.
     fn take_changes(&mut self) -> bool {
         for _ in 0..TAKEN_PER_STEP {
-            match self.parts.inputs.changes.try_recv() {
-                Ok(change) if change.kind.wants_market() => {
-                    self.parts.subscriptions.want(&change.ticker);
-                }
-                Ok(change) => self.parts.subscriptions.unwant(&change.ticker),
-                Err(crossbeam_channel::TryRecvError::Empty) => return false,
-                Err(crossbeam_channel::TryRecvError::Disconnected) => {
-                    // No more changes will come; a hung-up queue must not keep us awake.
-                    self.parts.inputs.changes = never();
-                    return false;
-                }
+            let Some(change) = taken(&mut self.parts.inputs.changes) else { return false };
+            if change.kind.wants_market() {
+                self.parts.subscriptions.want(&change.ticker);
+            } else {
+                self.parts.subscriptions.unwant(&change.ticker);
             }
         }
         true
     }
 
     fn take_dialed(&mut self, now: Instant) {
-        while let Ok(dialed) = self.parts.inputs.dialed.try_recv() {
+        while let Some(dialed) = taken(&mut self.parts.inputs.dialed) {
             match dialed {
                 Dialed::Up { adoption, local_addr } => {
                     let (conn, epoch, role) = (adoption.conn, adoption.epoch, adoption.role);
@@ -234,9 +228,7 @@ impl<L> Conductor<L> {
 
     fn take_reports(&mut self, now: Instant) -> bool {
         for _ in 0..TAKEN_PER_STEP {
-            let Ok(report) = self.parts.inputs.reports.try_recv() else {
-                return false;
-            };
+            let Some(report) = taken(&mut self.parts.inputs.reports) else { return false };
             match report {
                 Report::Ended { conn, epoch, ended } if self.is_current(conn, epoch) => {
                     self.ended(conn, epoch, ended, now);
@@ -532,5 +524,18 @@ impl<L> Conductor<L> {
 
     fn connection_mut(&mut self, conn: ConnId) -> Option<&mut Connection> {
         self.connections.get_mut(usize::from(conn.number()).wrapping_sub(1))
+    }
+}
+
+/// What waits in a queue. A queue whose other end is gone is replaced by one that never has
+/// anything, since a hung-up queue counts as ready and would keep us awake for ever.
+fn taken<T>(queue: &mut Receiver<T>) -> Option<T> {
+    match queue.try_recv() {
+        Ok(item) => Some(item),
+        Err(TryRecvError::Empty) => None,
+        Err(TryRecvError::Disconnected) => {
+            *queue = never();
+            None
+        }
     }
 }

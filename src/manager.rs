@@ -269,7 +269,8 @@ impl Manager {
         for (shard, core) in shards.into_iter().zip(&self.config.shard_cores) {
             let (id, core, counters) = (shard.id, *core, Arc::clone(&shard.counters));
             let name = format!("kf-shard-{id}");
-            let run = move || thread::run_shard(Shard::new(shard), core, wait, &counters);
+            let told = exits.clone();
+            let run = move || thread::run_shard(Shard::new(shard), core, wait, &counters, &told);
             others.push(thread::spawn(&name, Some(id), &exits, run).map_err(threads)?);
             names.push(name);
         }

@@ -79,6 +79,7 @@ enum State {
 pub(crate) struct Shard<T: Transport> {
     transport: T,
     slots: Vec<Slot<T::Link>>,
+    id: ShardId,
     shards: usize,
     settings: LinkSettings,
     orders: Receiver<Order<T::Link>>,
@@ -137,6 +138,7 @@ impl<T: Transport> Shard<T> {
         Self {
             transport: parts.transport,
             slots,
+            id: parts.id,
             shards: parts.shards,
             settings: parts.settings,
             orders: parts.orders,
@@ -151,6 +153,11 @@ impl<T: Transport> Shard<T> {
             untold: Vec::new(),
             scratch: Scratch { plain: Vec::with_capacity(LARGE_BYTES), ..Scratch::default() },
         }
+    }
+
+    /// Which one it is.
+    pub(crate) fn id(&self) -> ShardId {
+        self.id
     }
 
     /// Whether connections wait to be driven.

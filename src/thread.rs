@@ -65,6 +65,7 @@ pub(crate) fn run_shard<T: Transport>(
     core: Option<usize>,
     wait: Wait,
     counters: &ShardCounters,
+    exits: &Exits,
 ) {
     if let Some(core) = core {
         pin(core, counters);
@@ -75,6 +76,8 @@ pub(crate) fn run_shard<T: Transport>(
     while let Some(timeout) = shard_timeout(next, wait, before, worked) {
         if let Err(error) = shard.wait(timeout) {
             log::error!("a shard cannot wait for events: {error}");
+            // Its queue has a place for every shard.
+            exits.lost.try_send(shard.id()).unwrap_or_default();
             break;
         }
         let now = clock::now();
