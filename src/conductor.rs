@@ -296,7 +296,7 @@ impl<L> Conductor<L> {
             return;
         };
         let (epoch, live) = (connection.epoch, connection.is_live());
-        let cause = Cause::Local { message: "its shard's thread ended by a bug".to_owned() };
+        let cause = Cause::Local { message: "its shard's thread has ended".to_owned() };
         if live {
             self.lost(conn, epoch, cause.clone(), false, now);
         }

@@ -174,6 +174,9 @@ pub enum MessagesError {
     /// It was taken before: there is one consumer.
     #[error("already taken: there is one consumer; share it on the host's side")]
     Taken,
+    /// Messages go to inline handlers.
+    #[error("messages go to the inline handlers; use Delivery::channel for a queue")]
+    Inline,
 }
 
 /// Why no message came.

@@ -89,7 +89,8 @@ pub enum Event {
     },
     /// Nobody takes lifecycle frames any more; they are discarded and counted.
     RegistryHungUp,
-    /// A thread of the engine ended by a bug in it. The others go on.
+    /// A shard's thread ended, by a bug in it or because its inline handler panicked. Its
+    /// connections are halted; the other shards go on.
     ThreadLost {
         /// Its name.
         thread: String,

@@ -36,6 +36,7 @@ mod conductor;
 mod config;
 mod connection;
 mod connector;
+mod delivery;
 mod endpoint;
 mod envelope;
 mod error;
@@ -70,6 +71,7 @@ pub use batch::{Batch, BatchIter, Continuity, Message, RawMessage};
 pub use clock::Stamp;
 pub use command::{ErrorCode, ErrorMsg, Outcome, Response, SubscribedMsg};
 pub use config::{Config, ConfigBuilder, Wait};
+pub use delivery::{Delivery, Handler};
 pub use error::{
     Cause, ConfigError, KeyError, MessagesError, RecvError, Stage, StartError, TickerError,
 };

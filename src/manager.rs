@@ -13,6 +13,7 @@ use crate::clock;
 use crate::conductor::{Conductor, ConductorParts};
 use crate::config::Config;
 use crate::connector::{Connector, ConnectorParts, Dial, Dialed};
+use crate::delivery::Delivery;
 use crate::error::{MessagesError, StartError};
 use crate::event::{Event, Events};
 use crate::ids::{ShardId, Ticker};
@@ -73,6 +74,7 @@ pub struct Manager {
     events: Option<Events>,
     control: (Sender<Control>, Receiver<Control>),
     phase: Phase,
+    delivery: Delivery,
 }
 
 enum Phase {
@@ -170,6 +172,15 @@ impl fmt::Debug for Handle {
 impl Manager {
     /// A manager that has not started. No thread, no socket yet.
     pub fn new(config: Config, registry: impl Registry + 'static) -> Self {
+        Self::with_delivery(config, registry, Delivery::channel())
+    }
+
+    /// A manager whose messages take another way than the queue.
+    pub fn with_delivery(
+        config: Config,
+        registry: impl Registry + 'static,
+        delivery: Delivery,
+    ) -> Self {
         let settings = &config.settings;
         let (handoff, messages) =
             Handoff::new(config.shards(), settings.message_buffer, settings.message_buffer_bytes);
@@ -185,6 +196,7 @@ impl Manager {
             events: Some(events),
             control: bounded(CONTROL_MAX),
             phase: Phase::Idle,
+            delivery,
             config,
         }
     }
@@ -192,8 +204,12 @@ impl Manager {
     /// The stream of messages, once, before or after `start`.
     ///
     /// # Errors
-    /// [`MessagesError::Taken`] the second time.
+    /// [`MessagesError::Taken`] the second time, [`MessagesError::Inline`] when messages go to
+    /// inline handlers.
     pub fn messages(&mut self) -> Result<Messages, MessagesError> {
+        if self.delivery.is_inline() {
+            return Err(MessagesError::Inline);
+        }
         self.messages.take().ok_or(MessagesError::Taken)
     }
 
@@ -260,7 +276,8 @@ impl Manager {
         let Some(handoff) = &self.handoff else {
             return Err(StartError::Stopped);
         };
-        let wiring = Wiring::new(&self.config, &self.counters, handoff).map_err(threads)?;
+        let wiring = Wiring::new(&self.config, &self.counters, handoff, &self.delivery);
+        let wiring = wiring.map_err(threads)?;
         let Wiring { shards, connector, mailboxes, dialed, reports, lost, exits, ended } = wiring;
         let control = self.control.1.clone();
         let inputs = Inputs { control, changes: never(), dialed, reports, lost };
@@ -394,7 +411,12 @@ struct Wiring {
 }
 
 impl Wiring {
-    fn new(config: &Config, counters: &Counters, handoff: &Handoff) -> std::io::Result<Self> {
+    fn new(
+        config: &Config,
+        counters: &Counters,
+        handoff: &Handoff,
+        delivery: &Delivery,
+    ) -> std::io::Result<Self> {
         let settings = &config.settings;
         let (connections, in_flight) = (settings.pool.connections(), settings.commands_in_flight);
         let (report_sender, reports) = bounded(report_queue_size(connections, in_flight));
@@ -416,6 +438,7 @@ impl Wiring {
                 outlet,
                 pool: settings.pool,
                 overflow: settings.overflow,
+                delivery: delivery.clone(),
                 counters: Arc::clone(block),
             });
             shard_boxes.push(Mailbox { orders, wake });

@@ -6,14 +6,16 @@
 //! know goes out as reports; the queue for them is sized so that it cannot fill.
 
 use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, TrySendError};
 use crossbeam_utils::CachePadded;
 
-use crate::batch::{Entry, RawMessage};
+use crate::batch::{Batch, Entry, RawMessage};
 use crate::command::Ended;
+use crate::delivery::{Delivery, Handler};
 use crate::error::Cause;
 use crate::held::Held;
 use crate::ids::{ConnId, Epoch, Role, ShardId, widen};
@@ -71,8 +73,12 @@ pub(crate) enum Next {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Running,
-    Stopping { until: Instant },
+    Stopping {
+        until: Instant,
+    },
     Stopped,
+    /// The host's handler panicked: nothing more can be delivered here.
+    Failed,
 }
 
 /// The loop's state.
@@ -86,6 +92,7 @@ pub(crate) struct Shard<T: Transport> {
     reports: Sender<Report>,
     outlet: Outlet,
     overflow: OverflowPolicy,
+    handler: Option<Box<dyn Handler>>,
     lifecycle: Option<Sender<RawMessage>>,
     counters: Arc<CachePadded<ShardCounters>>,
     ready: VecDeque<usize>,
@@ -115,6 +122,7 @@ pub(crate) struct ShardParts<T: Transport> {
     pub(crate) outlet: Outlet,
     pub(crate) pool: PoolLayout,
     pub(crate) overflow: OverflowPolicy,
+    pub(crate) delivery: Delivery,
     pub(crate) counters: Arc<CachePadded<ShardCounters>>,
 }
 
@@ -145,6 +153,7 @@ impl<T: Transport> Shard<T> {
             reports: parts.reports,
             outlet: parts.outlet,
             overflow: parts.overflow,
+            handler: parts.delivery.handler(parts.id),
             lifecycle: None,
             counters: parts.counters,
             ready: VecDeque::new(),
@@ -158,6 +167,11 @@ impl<T: Transport> Shard<T> {
     /// Which one it is.
     pub(crate) fn id(&self) -> ShardId {
         self.id
+    }
+
+    /// Whether it ended because the host's handler panicked.
+    pub(crate) fn is_failed(&self) -> bool {
+        self.state == State::Failed
     }
 
     /// Whether connections wait to be driven.
@@ -187,7 +201,7 @@ impl<T: Transport> Shard<T> {
         self.run_timers(now);
         self.finish_stopping(now);
         match self.state {
-            State::Stopped => Next::Done,
+            State::Stopped | State::Failed => Next::Done,
             _ if !self.ready.is_empty() || !self.orders.is_empty() => Next::Now,
             _ => Next::At(self.alarm.due()),
         }
@@ -387,6 +401,17 @@ impl<T: Transport> Shard<T> {
         let mut batch = self.outlet.batch(plain, (link.conn, link.epoch, link.role), stamp);
         let verdict = link.digest(&mut batch, notes, counters);
         if batch.entries.is_empty() {
+            self.outlet.recycle(batch);
+        } else if let Some(handler) = self.handler.as_mut().filter(|_| link.role != Role::Lifecycle)
+        {
+            // Whatever state the handler is in after a panic, it is never called again.
+            let call = AssertUnwindSafe(|| handler.on_batch(&Batch::new(&batch, 0)));
+            let count = widen(batch.entries.len());
+            counters.messages_forwarded.add(count);
+            match catch_unwind(call) {
+                Ok(()) => counters.messages_consumed.add(count),
+                Err(_) => self.state = State::Failed,
+            }
             self.outlet.recycle(batch);
         } else if self.overflow.of(link.role) == Overflow::Backpressure {
             let held = if link.role == Role::Lifecycle {

@@ -42,6 +42,8 @@ pub(crate) struct ShardCounters {
     pub(crate) messages_received: Counter,
     /// Handed to `Messages`.
     pub(crate) messages_forwarded: Counter,
+    /// Taken by an inline handler.
+    pub(crate) messages_consumed: Counter,
     /// Dropped for want of room.
     pub(crate) messages_dropped: Counter,
     /// Handed to the registry.
@@ -167,7 +169,8 @@ impl Counters {
         };
         let control = &*self.control;
         let forwarded: u64 = sum(|shard| &shard.messages_forwarded);
-        let consumed = self.consumed.total();
+        let inline: u64 = sum(|shard| &shard.messages_consumed);
+        let consumed = self.consumed.total().saturating_add(inline);
         let by_role = |counter: fn(&ControlCounters, Role) -> u64| {
             Role::ALL.map(|role| (role, counter(control, role)))
         };

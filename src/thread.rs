@@ -97,6 +97,10 @@ pub(crate) fn run_shard<T: Transport>(
             counters.wall_ns.set(nanoseconds(before.saturating_duration_since(started)));
         }
     }
+    if shard.is_failed() {
+        log::error!("the handler of shard {} panicked; its connections are closed", shard.id());
+        exits.lost.try_send(shard.id()).unwrap_or_default();
+    }
     CpuTime::publish(&counters.cpu_ns);
     counters.wall_ns.set(nanoseconds(before.saturating_duration_since(started)));
 }

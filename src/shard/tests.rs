@@ -146,6 +146,7 @@ impl World {
             outlet: handoff.outlet(ShardId::new(0)).unwrap(),
             pool: POOL,
             overflow,
+            delivery: Delivery::channel(),
             counters: Arc::clone(&counters),
         });
         orders.send(Order::Listen { sink }).unwrap();

@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 
 use exchange_sim::{Audit, Exchange, ExchangeConfig, Verdict};
 use kalshi_feed::{
-    ChannelRegistry, Config, ConfigBuilder, ConnId, Credentials, Epoch, Event, Events, Handle,
-    Manager, Messages, PoolLayout, RawMessage, RecvError, RegistryHost, StopReport,
+    ChannelRegistry, Config, ConfigBuilder, ConnId, Credentials, Delivery, Epoch, Event, Events,
+    Handle, Manager, Messages, PoolLayout, RawMessage, RecvError, RegistryHost, StopReport,
 };
 
 /// Longest any single wait of a test may take.
@@ -70,15 +70,25 @@ impl Rig {
         pool: PoolLayout,
         adjust: impl FnOnce(ConfigBuilder) -> ConfigBuilder,
     ) -> Self {
+        Self::with_delivery(exchange, pool, adjust, Delivery::channel())
+    }
+
+    /// The same, with messages taking another way.
+    pub(crate) fn with_delivery(
+        exchange: ExchangeConfig,
+        pool: PoolLayout,
+        adjust: impl FnOnce(ConfigBuilder) -> ConfigBuilder,
+        delivery: Delivery,
+    ) -> Self {
         let exchange = Exchange::start(exchange).unwrap();
         let config = adjust(settings(&exchange, pool)).build().unwrap();
         let markets = exchange.active_markets();
         let markets = markets.iter().map(|ticker| ticker.parse().unwrap());
         let (registry, host) = ChannelRegistry::new(markets, 1_024, 1_024);
-        let mut manager = Manager::new(config, registry);
+        let mut manager = Manager::with_delivery(config, registry, delivery);
         Self {
             handle: manager.handle(),
-            messages: Some(manager.messages().unwrap()),
+            messages: manager.messages().ok(),
             events: manager.events().unwrap(),
             host,
             audit: Audit::default(),
@@ -191,7 +201,7 @@ impl Rig {
     }
 }
 
-fn audit(audit: &mut Audit, message: &RawMessage) {
+pub(crate) fn audit(audit: &mut Audit, message: &RawMessage) {
     audit.delivered(
         message.conn_id.number(),
         message.epoch.number(),
