@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use crate::clock::Stamp;
 use crate::ids::{ConnId, Epoch, Role, Seq, ShardId, Sid};
+use crate::sequence::Mark;
 
 /// Where a message stands in its subscription's sequence.
 ///
@@ -92,6 +93,13 @@ pub(crate) struct Buffer {
     pub(crate) entries: Vec<Entry>,
     /// The room it takes between shard and consumer.
     pub(crate) charge: Charge,
+}
+
+impl Entry {
+    /// What goes back to the sequence if the message is not handed over.
+    pub(crate) fn mark(&self) -> Mark {
+        Mark { continuity: self.continuity, gap_size: self.gap_size }
+    }
 }
 
 impl Buffer {

@@ -3,7 +3,9 @@
 //! the commands that bring observed subscriptions to the desired ones. It touches no socket, and
 //! never waits on anybody's queue.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, TryRecvError, TrySendError, never};
@@ -15,14 +17,16 @@ use crate::connection::{Connection, State, Verdict};
 use crate::connector::{Dial, Dialed};
 use crate::error::{Cause, StartError};
 use crate::event::Event;
-use crate::ids::{ConnId, Epoch, Role, widen};
-use crate::mailbox::{Control, Inputs, Mailbox, Order, Report, Untold};
-use crate::registry::Registry;
-use crate::shard::{Next, shard_of};
+use crate::ids::{ConnId, Epoch, Role, Ticker, widen};
+use crate::mailbox::{Control, Inputs, Mailbox, Order, Report};
+use crate::pool::shard_of;
+use crate::registry::{MarketChange, Registry};
 use crate::stats::Counters;
 use crate::subscription::Subscriptions;
-use crate::timer::{after, earlier};
+use crate::timer::{Next, after, earlier};
 
+/// How long a stop may take that any thread asked for.
+const REQUESTED_STOP: Duration = Duration::from_secs(1);
 /// Changes and reports taken in one step, so that neither starves the other.
 const TAKEN_PER_STEP: usize = 1_024;
 
@@ -40,6 +44,8 @@ pub(crate) struct ConductorParts<L> {
     pub(crate) start_timeout: Duration,
     pub(crate) min_healthy: usize,
     pub(crate) seed: u64,
+    /// Set by any thread that wants the end.
+    pub(crate) stop_requested: Arc<AtomicBool>,
     /// Told once how the start went.
     pub(crate) started: Sender<Result<(), StartError>>,
 }
@@ -68,7 +74,9 @@ pub(crate) struct Conductor<L> {
     /// first connection to come up does not get them all.
     placing: bool,
     shards_running: usize,
-    untold: Vec<Untold>,
+    has_started: bool,
+    /// Changes taken during the start, the last state of each market.
+    remembered: BTreeMap<Ticker, bool>,
 }
 
 impl<L> Conductor<L> {
@@ -83,20 +91,30 @@ impl<L> Conductor<L> {
             phase: Phase::Starting { until: after(now, parts.start_timeout) },
             placing: false,
             shards_running: parts.shards.len(),
-            untold: Vec::new(),
+            has_started: false,
+            remembered: BTreeMap::new(),
             parts,
         }
     }
 
     /// Asks the registry for its markets, its changes and its ears.
-    pub(crate) fn begin(&mut self, registry: &mut dyn Registry) {
+    pub(crate) fn begin(
+        &mut self,
+        registry: &mut dyn Registry,
+        remembered: BTreeMap<Ticker, bool>,
+    ) {
         match registry.active_markets() {
             Ok(markets) => markets.iter().for_each(|ticker| self.parts.subscriptions.want(ticker)),
             Err(message) => {
+                self.remembered = remembered;
                 self.answer_start(Err(StartError::Registry(message)));
                 self.phase = Phase::Failed;
                 return;
             }
+        }
+        self.remembered = remembered;
+        for (ticker, wanted) in &self.remembered {
+            change(&mut self.parts.subscriptions, ticker, *wanted);
         }
         self.parts.inputs.changes = registry.changes();
         if let Some(sink) = registry.lifecycle() {
@@ -111,9 +129,14 @@ impl<L> Conductor<L> {
         self.parts.inputs.wait(timeout);
     }
 
-    /// What was lost and could not be told before the end.
-    pub(crate) fn into_untold(self) -> Vec<Untold> {
-        self.untold
+    /// Whether the start succeeded.
+    pub(crate) fn has_started(&self) -> bool {
+        self.has_started
+    }
+
+    /// What the registry reported during a start that failed.
+    pub(crate) fn into_remembered(self) -> BTreeMap<Ticker, bool> {
+        self.remembered
     }
 
     /// One turn.
@@ -153,8 +176,16 @@ impl<L> Conductor<L> {
     // What comes in.
 
     fn take_control(&mut self, now: Instant) {
+        if self.parts.stop_requested.swap(false, Ordering::AcqRel) {
+            self.stop(after(now, REQUESTED_STOP), now);
+        }
         while let Ok(control) = self.parts.inputs.control.try_recv() {
             match control {
+                // The flag may have been set after we looked.
+                Control::Wake if self.parts.stop_requested.swap(false, Ordering::AcqRel) => {
+                    self.stop(after(now, REQUESTED_STOP), now);
+                }
+                Control::Wake => {}
                 Control::Stop { until } => self.stop(until, now),
                 Control::Subscription { ticker, reply } => {
                     // The asker may have gone; then nobody needs the answer.
@@ -187,11 +218,15 @@ impl<L> Conductor<L> {
     /// Changes coalesce per market as they are taken: the last state wins.
     fn take_changes(&mut self) -> bool {
         for _ in 0..TAKEN_PER_STEP {
-            let Some(change) = taken(&mut self.parts.inputs.changes) else { return false };
-            if change.kind.wants_market() {
-                self.parts.subscriptions.want(&change.ticker);
-            } else {
-                self.parts.subscriptions.unwant(&change.ticker);
+            let Some(MarketChange { ticker, kind, .. }) = taken(&mut self.parts.inputs.changes)
+            else {
+                return false;
+            };
+            change(&mut self.parts.subscriptions, &ticker, kind.wants_market());
+            if matches!(self.phase, Phase::Starting { .. }) {
+                // Should this start fail, the next one asks the registry for its list again, which
+                // may be older than this change.
+                self.remembered.insert(ticker, kind.wants_market());
             }
         }
         true
@@ -236,15 +271,14 @@ impl<L> Conductor<L> {
                 Report::SubscriptionEnded { conn, epoch, sid, code }
                     if self.is_current(conn, epoch) =>
                 {
-                    self.parts.subscriptions.renew(conn, sid);
+                    self.parts.subscriptions.renew(conn, sid, now);
                     self.event(Event::SubscriptionEnded { conn, epoch, code });
                 }
                 Report::Down { conn, epoch, cause, heard } if self.is_current(conn, epoch) => {
                     self.lost(conn, epoch, cause, heard, now);
                 }
                 Report::RegistryHungUp => self.event(Event::RegistryHungUp),
-                Report::Stopped { untold } => {
-                    self.untold.extend(untold);
+                Report::Stopped => {
                     self.shards_running = self.shards_running.saturating_sub(1);
                 }
                 // Of an epoch that is over: told and settled already.
@@ -457,6 +491,10 @@ impl<L> Conductor<L> {
         } else {
             return;
         };
+        if verdict.is_ok() {
+            self.has_started = true;
+            self.remembered.clear();
+        }
         self.answer_start(verdict);
         self.phase = Phase::Running;
     }
@@ -538,4 +576,8 @@ fn taken<T>(queue: &mut Receiver<T>) -> Option<T> {
             None
         }
     }
+}
+
+fn change(subscriptions: &mut Subscriptions, ticker: &Ticker, wanted: bool) {
+    if wanted { subscriptions.want(ticker) } else { subscriptions.unwant(ticker) }
 }

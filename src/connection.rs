@@ -120,7 +120,6 @@ impl Connection {
     pub(crate) fn up(&mut self, now: Instant) -> bool {
         self.state = State::Live { since: now };
         self.cause = None;
-        self.grave = 0;
         std::mem::replace(&mut self.was_live, true)
     }
 
@@ -138,6 +137,7 @@ impl Connection {
             && now.saturating_duration_since(since) >= STABLE
         {
             self.attempt = 0;
+            self.grave = 0;
         }
         let disposition = cause.disposition();
         self.cause = Some(cause);
@@ -276,6 +276,27 @@ mod tests {
             let cause = if round % 3 == 2 { Cause::Reset } else { refused() };
             assert!(matches!(script.down(round, cause), Verdict::Retry(_)));
         }
+    }
+
+    #[test]
+    fn a_close_for_policy_halts_after_three_in_a_row_though_each_came_after_going_live() {
+        let policy = || Cause::PeerClosed { code: Some(1008), reason: String::new() };
+        let mut script = Script::new();
+        for round in 0..2 {
+            script.begin(round);
+            script.up(round);
+            assert!(matches!(script.down(round, policy()), Verdict::Retry(_)));
+        }
+        script.begin(3);
+        script.up(3);
+        script.down(40, policy());
+        assert_eq!(script.connection.grave, 1, "thirty seconds live prove it");
+        for round in 50..52 {
+            script.begin(round);
+            script.up(round);
+            script.down(round, policy());
+        }
+        assert_eq!(script.connection.state, State::Halted);
     }
 
     #[test]

@@ -19,11 +19,14 @@ use crate::ids::{ConnId, Epoch, Role};
 use crate::mailbox::Adoption;
 use crate::request::Upgrade;
 use crate::resolve::Resolver;
-use crate::shard::Next;
 use crate::stats::ControlCounters;
-use crate::timer::{after, earlier};
+use crate::timer::{Next, after, earlier};
 use crate::transport::{Ready, Received, Transport};
 use crate::upgrade::{self, Answer};
+
+/// Reads one answer may take at a stretch: far more than any honest one needs, and few enough
+/// that a peer sending nothing but empty records cannot hold the thread.
+const ANSWER_READS_MAX: usize = 64;
 
 /// From the conductor.
 #[derive(Clone, Copy, Debug)]
@@ -73,6 +76,20 @@ impl<L> Progress<L> {
             Self::Connecting { .. } => Stage::Connecting,
             Self::Securing { .. } => Stage::Securing,
             Self::Upgrading { .. } => Stage::Upgrading,
+        }
+    }
+
+    /// Why it is over when its time is: a refusal whose body never came in full still counts.
+    fn overdue(&self, wall: SystemTime) -> Cause {
+        let stage = self.stage();
+        match self {
+            Self::Upgrading { key, plain, .. } if !plain.is_empty() => {
+                match upgrade::read(plain, key, wall, true) {
+                    Answer::Refused { cause: cause @ Cause::Upgrade { .. }, .. } => cause,
+                    _ => Cause::Timeout { stage },
+                }
+            }
+            _ => Cause::Timeout { stage },
         }
     }
 
@@ -144,7 +161,7 @@ impl<T: Transport, R: Resolver> Connector<T, R> {
         for Ready { token, .. } in std::mem::take(&mut self.events) {
             self.advance(token, now);
         }
-        self.expire(now.mono);
+        self.expire(now);
         if self.stopped { Next::Done } else { Next::At(self.deadline()) }
     }
 
@@ -301,7 +318,7 @@ impl<T: Transport, R: Resolver> Connector<T, R> {
         if let Err(cause) = self.parts.transport.send(&mut link, &mut outgoing) {
             return Step::Failed { link: Some(link), cause };
         }
-        loop {
+        for _ in 0..ANSWER_READS_MAX {
             let received = self.parts.transport.receive(&mut link, &mut plain);
             let ended = !matches!(received, Ok(Received::Some { .. } | Received::Blocked));
             match upgrade::read(&plain, &key, wall, ended && !plain.is_empty()) {
@@ -323,11 +340,11 @@ impl<T: Transport, R: Resolver> Connector<T, R> {
                 Ok(Received::Ended) => {
                     return Step::Failed { link: Some(link), cause: Cause::Ended };
                 }
-                Err(cause) => {
-                    return Step::Failed { link: Some(link), cause };
-                }
+                Err(cause) => return Step::Failed { link: Some(link), cause },
             }
         }
+        let message = "an answer without end".to_owned();
+        Step::Failed { link: Some(link), cause: Cause::Handshake { message } }
     }
 
     /// The exchange says our time is off: believe its clock from now on.
@@ -353,7 +370,7 @@ impl<T: Transport, R: Resolver> Connector<T, R> {
         }
     }
 
-    fn expire(&mut self, now: Instant) {
+    fn expire(&mut self, Stamp { mono: now, wall }: Stamp) {
         for index in 0..self.attempts.len() {
             let Some(place) = self.attempts.get(index) else {
                 return;
@@ -362,9 +379,9 @@ impl<T: Transport, R: Resolver> Connector<T, R> {
                 continue;
             };
             let (conn, epoch) = (attempt.conn, attempt.epoch);
-            let stage = attempt.progress.stage();
+            let cause = attempt.progress.overdue(wall);
             self.discard(index);
-            self.report(Dialed::Failed { conn, epoch, cause: Cause::Timeout { stage } });
+            self.report(Dialed::Failed { conn, epoch, cause });
         }
     }
 

@@ -106,8 +106,8 @@ pub enum KeyError {
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum StartError {
-    /// Too few connections were live when the time was up.
-    #[error("only {healthy} connections were live in time{}", most_common(causes))]
+    /// When the time was up, too few connections were live or a global line was not acknowledged.
+    #[error("not up in time, with {healthy} connections live{}", lacking(causes))]
     Timeout {
         /// Connections live at that moment.
         healthy: usize,
@@ -145,6 +145,14 @@ pub enum StartError {
     /// The manager was stopped; make a new one.
     #[error("a stopped manager cannot be started again; make a new one")]
     Stopped,
+}
+
+/// What was missing when the time was up.
+fn lacking(causes: &[(ConnId, Cause)]) -> String {
+    if causes.is_empty() {
+        return "; an answer to a subscription or a connection is still due".to_owned();
+    }
+    most_common(causes)
 }
 
 /// The cause most connections share, said once.
@@ -373,12 +381,14 @@ impl Cause {
             Self::Resolve { .. } | Self::Tcp { .. } | Self::Ended | Self::Reset => {
                 Disposition::RetrySoon
             }
-            Self::Upgrade { retry_after: Some(delay), .. } => Disposition::RetryAfter(*delay),
-            Self::Upgrade { status, detail, .. } => match status {
-                401 if detail.contains("header_timestamp_expired") => Disposition::ClockTrouble,
-                401 => Disposition::Halt,
-                200..=399 | 403 | 404 => Disposition::HaltAfterThree,
-                _ => Disposition::BackOff,
+            Self::Upgrade { status, detail, retry_after } => match (status, retry_after) {
+                (401, _) if detail.contains("header_timestamp_expired") => {
+                    Disposition::ClockTrouble
+                }
+                (401, _) => Disposition::Halt,
+                (200..=399 | 403 | 404, _) => Disposition::HaltAfterThree,
+                (_, Some(delay)) => Disposition::RetryAfter(*delay),
+                (_, None) => Disposition::BackOff,
             },
             Self::PeerClosed { code, .. } => match code {
                 Some(1008 | 4000..=4999) => Disposition::HaltAfterThree,
@@ -433,6 +443,7 @@ mod tests {
             (upgrade(302, "", None), HaltAfterThree),
             (upgrade(429, "", None), BackOff),
             (upgrade(429, "", Some(7)), RetryAfter(Duration::from_secs(7))),
+            (upgrade(403, "", Some(7)), HaltAfterThree),
             (upgrade(503, "", None), BackOff),
             (Cause::Certificate { message: String::new() }, HaltAfterThree),
             (Cause::Extension { name: String::new() }, HaltAfterThree),

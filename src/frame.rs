@@ -50,6 +50,8 @@ pub(crate) struct Framer {
     /// Whether a text frame may be taken in place: not while a fragmented message is open, and
     /// not after the peer's Close.
     in_place: bool,
+    /// Whole frames seen.
+    frames: u64,
 }
 
 impl Framer {
@@ -60,7 +62,7 @@ impl Framer {
             .max_message_size(Some(message_bytes_max))
             .max_frame_size(Some(message_bytes_max));
         let context = WebSocketContext::new(Role::Client, Some(config));
-        Self { context, message_bytes_max, in_place: true }
+        Self { context, message_bytes_max, in_place: true, frames: 0 }
     }
 
     /// Takes the next message of `bytes` from `at` on, and moves `at` behind it. `Ok(None)` when
@@ -75,9 +77,15 @@ impl Framer {
             && let Some(text) = self.whole_text(bytes, *at)
         {
             *at = text.end;
+            self.frames += 1;
             return Ok(Some(Incoming::Text(text)));
         }
         self.next_by_context(bytes, at, outgoing)
+    }
+
+    /// Whole frames seen so far, of any kind.
+    pub(crate) fn frames(&self) -> u64 {
+        self.frames
     }
 
     /// Where the text lies, if the next frame is one that needs no rule but UTF-8. Anything else,
@@ -110,6 +118,7 @@ impl Framer {
     ) -> Result<Option<Incoming>, Cause> {
         while let Some((header, frame)) = self.cut(bytes.get(*at..).unwrap_or_default())? {
             *at += frame.len();
+            self.frames += 1;
             self.note_fragments(&header);
             let mut feed = Feed { frame, outgoing };
             let message = match self.context.read(&mut feed) {

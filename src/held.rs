@@ -10,6 +10,7 @@ use crate::batch::{Buffer, RawMessage};
 use crate::ids::widen;
 use crate::mailbox::Untold;
 use crate::messages::Outlet;
+use crate::sequence::Mark;
 use crate::stats::ShardCounters;
 
 /// What one connection holds back.
@@ -69,7 +70,8 @@ impl Held {
                     conn_id: message.conn_id,
                     epoch: message.epoch,
                     sid: message.sid,
-                    messages: message.gap_size.saturating_add(1),
+                    messages:
+                        Mark { continuity: message.continuity, gap_size: message.gap_size }.debt(),
                 }));
             }
             Self::ForHost(batch) => {
@@ -81,7 +83,7 @@ impl Held {
                     conn_id,
                     epoch,
                     sid: entry.sid,
-                    messages: entry.gap_size.saturating_add(1),
+                    messages: entry.mark().debt(),
                 }));
             }
         }

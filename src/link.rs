@@ -13,11 +13,12 @@ use crate::command::{Commands, Ended, Outcome, Response, error_code};
 use crate::envelope::{Envelope, Kind};
 use crate::error::Cause;
 use crate::frame::{Framer, Incoming};
-use crate::ids::{ConnId, Epoch, Role, Sid, widen};
+use crate::ids::{ConnId, Epoch, Role, Seq, Sid, widen};
 use crate::request::Request;
 use crate::sequence::{Observed, Sequences};
 use crate::stats::ShardCounters;
 use crate::timer::{after, earlier};
+use crate::transport::Sent;
 
 /// A sign of life is sent this often while reading is held back.
 const HELD_PONG: Duration = Duration::from_secs(10);
@@ -122,11 +123,25 @@ impl Link {
         notes: &mut Vec<Note>,
         counters: &ShardCounters,
     ) -> Result<(), Cause> {
-        self.last_inbound = batch.received_at.mono;
         self.unread = false;
-        if let Phase::Pinged { .. } = self.phase {
-            self.phase = Phase::Open;
+        let frames = self.framer.frames();
+        let verdict = self.digest_frames(batch, notes, counters);
+        if self.framer.frames() > frames {
+            // Whole frames are a sign of life; bytes of one that never ends are not.
+            self.last_inbound = batch.received_at.mono;
+            if let Phase::Pinged { .. } = self.phase {
+                self.phase = Phase::Open;
+            }
         }
+        verdict
+    }
+
+    fn digest_frames(
+        &mut self,
+        batch: &mut Buffer,
+        notes: &mut Vec<Note>,
+        counters: &ShardCounters,
+    ) -> Result<(), Cause> {
         // A message put together from fragments is appended behind what was received.
         let (received, mut at) = (batch.bytes.len(), 0);
         loop {
@@ -235,21 +250,23 @@ impl Link {
         let response: Response = serde_json::from_slice(text).ok()?;
         if let Some(ended) = self.commands.reply(&response, envelope.sid) {
             self.heard = true;
-            self.confirmed(&ended);
+            self.confirmed(&ended, envelope.seq);
             notes.push(Note::Ended(ended));
             return Some(());
         }
         let code = error_code(&response).filter(|_| envelope.kind == Kind::Error)?;
-        let sid = envelope.sid.filter(|_| matches!(code, CHANNEL_ERROR | BUFFER_OVERFLOW))?;
+        let terminal = matches!(code, CHANNEL_ERROR | BUFFER_OVERFLOW);
+        // Without a sid it can only mean the connection's one subscription.
+        let sid = envelope.sid.or(self.subscription).filter(|_| terminal)?;
         self.sequences.retire(sid);
         self.renew(sid, Some(code), notes);
         Some(())
     }
 
-    fn confirmed(&mut self, ended: &Ended) {
+    fn confirmed(&mut self, ended: &Ended, seq: Option<Seq>) {
         match (&ended.request, ended.outcome, ended.sid) {
             (Request::Subscribe { .. }, Outcome::Ok, Some(sid)) => {
-                self.sequences.open(sid);
+                self.sequences.open(sid, seq);
                 self.subscription = Some(sid);
             }
             (Request::Unsubscribe { sid }, Outcome::Ok, _) => {
@@ -301,10 +318,13 @@ impl Link {
         self.heard
     }
 
-    /// Tells whether the socket took everything.
-    pub(crate) fn sent(&mut self, everything: bool, now: Instant) {
-        self.blocked_since =
-            if everything { None } else { Some(self.blocked_since.unwrap_or(now)) };
+    /// Tells how much of what waited the socket took: taking some is a sign of life.
+    pub(crate) fn sent(&mut self, sent: Sent, now: Instant) {
+        self.blocked_since = match sent {
+            Sent::All => None,
+            Sent::Some => Some(now),
+            Sent::None => Some(self.blocked_since.unwrap_or(now)),
+        };
     }
 
     /// Reading is held back from now on: the clocks of liveness and commands stand still.
@@ -331,7 +351,9 @@ impl Link {
             (Phase::Pinged { until }, None) => until,
             (Phase::Open, None) => after(self.last_inbound, self.settings.ping_idle),
         };
-        let command = self.commands.next_deadline().filter(|_| self.held.is_none());
+        let closing = matches!(self.phase, Phase::Closing { .. });
+        let waits = self.held.is_none() && !closing;
+        let command = self.commands.next_deadline().filter(|_| waits);
         let due = earlier(earlier(blocked, command), Some(quiet));
         due.unwrap_or(quiet)
     }
@@ -378,9 +400,9 @@ impl Link {
     pub(crate) fn dropped(&mut self, entries: &[Entry], counters: &ShardCounters) {
         counters.messages_dropped.add(widen(entries.len()));
         for entry in entries {
-            if let Some(sid) = entry.sid {
-                let (continuity, gap_size) = (entry.continuity, entry.gap_size);
-                self.sequences.give_back(sid, crate::sequence::Mark { continuity, gap_size });
+            match entry.sid {
+                Some(sid) => self.sequences.give_back(sid, entry.mark()),
+                None => self.sequences.owe(entry.mark().debt()),
             }
         }
     }

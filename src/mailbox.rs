@@ -49,7 +49,7 @@ pub(crate) enum Report {
     SubscriptionEnded { conn: ConnId, epoch: Epoch, sid: Sid, code: Option<i64> },
     Down { conn: ConnId, epoch: Epoch, cause: Cause, heard: bool },
     RegistryHungUp,
-    Stopped { untold: Vec<Untold> },
+    Stopped,
 }
 
 /// Messages lost that no later message could tell of, because the engine stopped.
@@ -75,9 +75,18 @@ pub struct Untold {
 /// From the host's handles.
 #[derive(Debug)]
 pub(crate) enum Control {
-    Stop { until: Instant },
-    Subscription { ticker: Ticker, reply: Sender<Option<SubscriptionInfo>> },
-    Subscriptions { reply: Sender<Vec<SubscriptionInfo>> },
+    /// Look at the stop flag.
+    Wake,
+    Stop {
+        until: Instant,
+    },
+    Subscription {
+        ticker: Ticker,
+        reply: Sender<Option<SubscriptionInfo>>,
+    },
+    Subscriptions {
+        reply: Sender<Vec<SubscriptionInfo>>,
+    },
 }
 
 /// A queue to a thread that sleeps in its poll, and what wakes it.

@@ -1,8 +1,10 @@
 //! The host's face of the engine: puts the threads together at start, takes them apart at stop.
 //! It does no work of its own in between.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -37,6 +39,8 @@ use crate::transport::{TcpLink, TcpTransport};
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 /// Questions waiting for the conductor.
 const CONTROL_MAX: usize = 64;
+/// No stop is waited for longer than this, whatever was asked.
+const STOP_MAX: Duration = Duration::from_secs(3_600);
 /// How long the drop of a running manager may take.
 const DROP_DEADLINE: Duration = Duration::from_secs(1);
 /// Replies the peer may leave unread before its connection is given up, beside commands.
@@ -75,6 +79,9 @@ pub struct Manager {
     control: (Sender<Control>, Receiver<Control>),
     phase: Phase,
     delivery: Delivery,
+    flags: Arc<Flags>,
+    /// Changes the registry reported during a start that failed.
+    remembered: BTreeMap<Ticker, bool>,
 }
 
 enum Phase {
@@ -85,10 +92,26 @@ enum Phase {
 
 /// The threads of a started engine.
 struct Running {
-    conductor: JoinHandle<(Conductor<TcpLink>, Box<dyn Registry>)>,
-    others: Vec<JoinHandle<()>>,
+    conductor: JoinHandle<Conducted>,
+    /// The shards, which tell at their end what they could not tell before, and the connector.
+    others: Vec<JoinHandle<Vec<Untold>>>,
     ended: Receiver<String>,
     names: Vec<String>,
+}
+
+/// What the conductor's thread leaves behind, for another start.
+struct Conducted {
+    registry: Box<dyn Registry>,
+    /// Gone once a start has succeeded: then the end of that run is the end of `Messages`.
+    handoff: Option<Handoff>,
+    remembered: BTreeMap<Ticker, bool>,
+}
+
+/// What any thread may look at or set.
+#[derive(Debug, Default)]
+struct Flags {
+    running: AtomicBool,
+    stop_requested: Arc<AtomicBool>,
 }
 
 /// What came of a stop.
@@ -127,6 +150,7 @@ pub struct Handle {
     counters: Arc<Counters>,
     room: Arc<Room>,
     control: Sender<Control>,
+    flags: Arc<Flags>,
 }
 
 impl Handle {
@@ -138,28 +162,32 @@ impl Handle {
     /// Where a market is; `None` when it is unknown or the engine is not running. Asks the
     /// conductor and waits up to 2 s.
     pub fn subscription(&self, ticker: &Ticker) -> Option<SubscriptionInfo> {
-        let (reply, answer) = bounded(1);
         let ticker = ticker.clone();
-        self.control.try_send(Control::Subscription { ticker, reply }).ok()?;
-        answer.recv_timeout(ANSWER_TIMEOUT).ok()?
+        self.ask(|reply| Control::Subscription { ticker, reply }).flatten()
     }
 
     /// Where every known market is; empty when the engine is not running. Asks the conductor and
     /// waits up to 2 s; no shard is held up.
     pub fn subscriptions(&self) -> Vec<SubscriptionInfo> {
-        let (reply, answer) = bounded(1);
-        if self.control.try_send(Control::Subscriptions { reply }).is_err() {
-            return Vec::new();
+        self.ask(|reply| Control::Subscriptions { reply }).unwrap_or_default()
+    }
+
+    fn ask<T>(&self, question: impl FnOnce(Sender<T>) -> Control) -> Option<T> {
+        if !self.flags.running.load(Ordering::Acquire) {
+            return None;
         }
-        answer.recv_timeout(ANSWER_TIMEOUT).unwrap_or_default()
+        let (reply, answer) = bounded(1);
+        self.control.try_send(question(reply)).ok()?;
+        answer.recv_timeout(ANSWER_TIMEOUT).ok()
     }
 
     /// Asks the engine to stop, as [`Manager::stop`] would with a deadline of 1 s, and returns at
-    /// once. [`Messages`] then ends; call `stop` for the report.
+    /// once. [`Messages`] then ends; call `stop` for the report. Before a start it makes that
+    /// start end as cancelled.
     pub fn request_stop(&self) {
-        let until = after(clock::now(), DROP_DEADLINE);
-        // A full queue holds a stop already, or questions whose askers will ask again.
-        self.control.try_send(Control::Stop { until }).unwrap_or_default();
+        self.flags.stop_requested.store(true, Ordering::Release);
+        // Only to wake the conductor: if its queue is full it is awake, and looks at the flag.
+        self.control.try_send(Control::Wake).unwrap_or_default();
     }
 }
 
@@ -197,6 +225,8 @@ impl Manager {
             control: bounded(CONTROL_MAX),
             phase: Phase::Idle,
             delivery,
+            flags: Arc::default(),
+            remembered: BTreeMap::new(),
             config,
         }
     }
@@ -227,6 +257,7 @@ impl Manager {
             counters: Arc::clone(&self.counters),
             room: Arc::clone(&self.room),
             control: self.control.0.clone(),
+            flags: Arc::clone(&self.flags),
         }
     }
 
@@ -241,8 +272,12 @@ impl Manager {
             Phase::Running(_) => return Err(StartError::AlreadyStarted),
             Phase::Stopped(_) => return Err(StartError::Stopped),
         }
+        if self.flags.stop_requested.swap(false, Ordering::AcqRel) {
+            return Err(StartError::Cancelled);
+        }
         let (started, verdict) = bounded(1);
         self.phase = Phase::Running(Box::new(self.spawn(started)?));
+        self.flags.running.store(true, Ordering::Release);
         // The conductor answers by itself; its thread gone is the only other way out.
         let verdict = verdict.recv().unwrap_or_else(|_| {
             Err(StartError::Threads("the conductor's thread ended by a bug".to_owned()))
@@ -294,18 +329,23 @@ impl Manager {
         let counters = Arc::clone(&self.counters);
         let run = move || {
             thread::run_connector(Connector::new(connector), &counters.control.connector_cpu_ns);
+            Vec::new()
         };
         others.push(thread::spawn(CONNECTOR, None, &exits, run).map_err(threads)?);
         let parts = self.conductor_parts(inputs, mailboxes, started);
-        let Some(mut registry) = self.registry.take() else {
-            return Err(StartError::Stopped);
-        };
+        let Some(mut registry) = self.registry.take() else { return Err(StartError::Stopped) };
+        let handoff = self.handoff.take();
+        let remembered = std::mem::take(&mut self.remembered);
         let counters = Arc::clone(&self.counters);
         let run = move || {
             let mut conductor = Conductor::new(parts, clock::now());
-            conductor.begin(&mut *registry);
+            conductor.begin(&mut *registry, remembered);
             let cpu = &counters.control.conductor_cpu_ns;
-            (thread::run_conductor(conductor, cpu), registry)
+            let conductor = thread::run_conductor(conductor, cpu);
+            // After a start that succeeded this run's end is the end of `Messages`, whoever ended
+            // it and whether or not anyone ever joins this thread.
+            let handoff = handoff.filter(|_| !conductor.has_started());
+            Conducted { registry, handoff, remembered: conductor.into_remembered() }
         };
         let conductor = thread::spawn(CONDUCTOR, None, &exits, run).map_err(threads)?;
         names.extend([CONNECTOR.to_owned(), CONDUCTOR.to_owned()]);
@@ -342,13 +382,14 @@ impl Manager {
             start_timeout: settings.start_timeout,
             min_healthy: self.config.min_healthy,
             seed: settings.seed.unwrap_or_else(|| fastrand::u64(..)),
+            stop_requested: Arc::clone(&self.flags.stop_requested),
             started,
         }
     }
 
     fn tear_down(&mut self, deadline: Duration) -> StopReport {
         let begun = clock::now();
-        let until = after(begun, deadline);
+        let until = after(begun, deadline.min(STOP_MAX));
         let (mut stuck, mut panicked, mut untold) = (Vec::new(), Vec::new(), Vec::new());
         let phase = std::mem::replace(&mut self.phase, Phase::Idle);
         if let Phase::Running(running) = phase {
@@ -357,22 +398,30 @@ impl Manager {
             stuck = await_threads(&running, after(until, Duration::from_millis(250)));
             if !stuck.iter().any(|name| name == CONDUCTOR) {
                 match running.conductor.join() {
-                    Ok((conductor, registry)) => {
-                        untold = conductor.into_untold();
+                    Ok(Conducted { registry, handoff, remembered }) => {
                         self.registry = Some(registry);
+                        self.handoff = handoff;
+                        self.remembered = remembered;
                     }
                     Err(_) => panicked.push(CONDUCTOR.to_owned()),
                 }
             }
             for other in running.others {
                 let name = other.thread().name().unwrap_or_default().to_owned();
-                if !stuck.contains(&name) && other.join().is_err() {
-                    panicked.push(name);
+                if stuck.contains(&name) {
+                    continue;
+                }
+                match other.join() {
+                    Ok(told) => untold.extend(told),
+                    Err(_) => panicked.push(name),
                 }
             }
         }
-        // A stop asked for twice must not end the next start.
+        self.flags.running.store(false, Ordering::Release);
+        // Neither a stop asked for twice nor an old question is for the next start.
+        self.flags.stop_requested.store(false, Ordering::Release);
         while self.control.1.try_recv().is_ok() {}
+        self.counters.nothing_is_live();
         let elapsed = clock::now().saturating_duration_since(begun);
         let stats = self.counters.snapshot(self.room.is_closed());
         StopReport { elapsed, stuck, panicked, untold, stats }

@@ -77,6 +77,12 @@ impl PoolLayout {
     }
 }
 
+/// Which shard a connection lives on: pairs together, so that both lines of a redundant pair
+/// share a thread.
+pub(crate) fn shard_of(conn: ConnId, shards: usize) -> usize {
+    (usize::from(conn.number().saturating_sub(1)) / 2) % shards.max(1)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

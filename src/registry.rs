@@ -89,7 +89,8 @@ pub struct MarketChange {
     pub ticker: Ticker,
     /// What happened.
     pub kind: ChangeKind,
-    /// Markets with a higher number are subscribed first. Default: 0.
+    /// How much the market matters: for an order of subscribing, which does not heed it yet.
+    /// Default: 0.
     pub priority: u8,
 }
 

@@ -53,6 +53,26 @@ struct State {
     backward_last: u64,
 }
 
+impl Mark {
+    /// What is lost with a message that is not handed over: itself, unless the exchange only
+    /// repeated it, and what it would have told.
+    pub(crate) fn debt(&self) -> u64 {
+        let itself = match self.continuity {
+            Continuity::Duplicate | Continuity::Backward => 0,
+            Continuity::First | Continuity::Next | Continuity::Gap => 1,
+        };
+        self.gap_size.saturating_add(itself)
+    }
+}
+
+impl State {
+    /// The number was given out again: a new count.
+    fn restart(&mut self) {
+        (self.seen, self.retired, self.first) = (0, false, true);
+        (self.backward_run, self.backward_last) = (0, 0);
+    }
+}
+
 /// The sequences of one connection's epoch.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Sequences {
@@ -67,13 +87,14 @@ impl Sequences {
         Self { states: Vec::new(), carry }
     }
 
-    /// A sid was acknowledged. Data may have come before the acknowledgement; a number that was
-    /// unsubscribed before starts anew.
-    pub(crate) fn open(&mut self, sid: Sid) {
-        if let Some(index) = self.find(sid).filter(|&index| self.is_retired(index)) {
-            self.remove(index);
-        }
-        self.ensure(sid);
+    /// A sid was acknowledged, at this place in its sequence if the acknowledgement took one. Data
+    /// may have come before it; a number that was unsubscribed before starts anew.
+    pub(crate) fn open(&mut self, sid: Sid, seq: Option<Seq>) {
+        let Some(state) = self.ensure(sid).filter(|state| state.retired) else { return };
+        state.restart();
+        state.seen = seq.map_or(0, Seq::number);
+        let carry = std::mem::take(&mut self.carry);
+        self.owe_sid(sid, carry);
     }
 
     /// A sid was unsubscribed or ended: its debt waits for the connection's next sid.
@@ -90,6 +111,10 @@ impl Sequences {
             return Observed::Contiguous;
         };
         let seq = seq.number();
+        if state.retired && seq <= state.seen {
+            // Given out again, and its data came before its acknowledgement.
+            state.restart();
+        }
         if seq > state.seen {
             let missing = seq - state.seen - 1;
             state.seen = seq;
@@ -125,21 +150,25 @@ impl Sequences {
 
     /// A message taken before was not handed over after all. A repeated frame is no loss itself.
     pub(crate) fn give_back(&mut self, sid: Sid, mark: Mark) {
-        let itself = match mark.continuity {
-            Continuity::Duplicate | Continuity::Backward => 0,
-            Continuity::First | Continuity::Next | Continuity::Gap => 1,
-        };
-        let debt = mark.gap_size.saturating_add(itself);
-        let Some(state) = self.ensure(sid) else {
-            self.carry = self.carry.saturating_add(debt);
-            return;
-        };
-        if state.retired {
-            self.carry = self.carry.saturating_add(debt);
-            return;
+        match self.ensure(sid).filter(|state| !state.retired) {
+            Some(state) => {
+                state.first |= mark.continuity == Continuity::First;
+                state.owed = state.owed.saturating_add(mark.debt());
+            }
+            None => self.owe(mark.debt()),
         }
-        state.first |= mark.continuity == Continuity::First;
-        state.owed = state.owed.saturating_add(debt);
+    }
+
+    /// Lost under no sid that could tell of it: for the next one.
+    pub(crate) fn owe(&mut self, messages: u64) {
+        self.carry = self.carry.saturating_add(messages);
+    }
+
+    fn owe_sid(&mut self, sid: Sid, messages: u64) {
+        match self.ensure(sid) {
+            Some(state) => state.owed = state.owed.saturating_add(messages),
+            None => self.owe(messages),
+        }
     }
 
     /// What the host has not been told, over all sids: the next epoch's inheritance.
@@ -155,10 +184,6 @@ impl Sequences {
 
     fn find(&self, sid: Sid) -> Option<usize> {
         self.states.iter().position(|state| state.sid == sid)
-    }
-
-    fn is_retired(&self, index: usize) -> bool {
-        self.states.get(index).is_some_and(|state| state.retired)
     }
 
     fn remove(&mut self, index: usize) {
@@ -255,14 +280,38 @@ mod tests {
     #[test]
     fn an_unsubscribed_sid_may_come_again_with_a_new_count() {
         let mut sequences = Sequences::new(0);
-        sequences.open(SID);
+        sequences.open(SID, None);
         deliver(&mut sequences, 1);
         let lost = deliver(&mut sequences, 2);
         sequences.give_back(SID, lost);
         sequences.retire(SID);
         assert_eq!(sequences.observe(SID, Seq::new(3)), Observed::Contiguous);
-        sequences.open(SID);
+        sequences.open(SID, None);
         assert_eq!(deliver(&mut sequences, 1), mark(Continuity::First, 1));
+    }
+
+    #[test]
+    fn data_of_a_sid_given_out_again_may_come_before_its_acknowledgement() {
+        let mut sequences = Sequences::new(0);
+        for seq in 1..=5 {
+            deliver(&mut sequences, seq);
+        }
+        sequences.retire(SID);
+        assert_eq!(deliver(&mut sequences, 1), mark(Continuity::First, 0));
+        sequences.open(SID, None);
+        assert_eq!(deliver(&mut sequences, 2), mark(Continuity::Next, 0));
+    }
+
+    #[test]
+    fn a_subscription_that_goes_on_after_all_makes_no_gap() {
+        let mut sequences = Sequences::new(0);
+        for seq in 1..=5 {
+            deliver(&mut sequences, seq);
+        }
+        sequences.retire(SID);
+        sequences.observe(SID, Seq::new(6));
+        sequences.open(SID, Some(Seq::new(6)));
+        assert_eq!(deliver(&mut sequences, 7), mark(Continuity::First, 0));
     }
 
     #[test]

@@ -23,11 +23,11 @@ use crate::link::{Link, LinkSettings, Note};
 use crate::mailbox::{Adoption, Order, Report, Untold};
 use crate::messages::{LARGE_BYTES, Outlet};
 use crate::overflow::{Overflow, OverflowPolicy};
-use crate::pool::PoolLayout;
+use crate::pool::{PoolLayout, shard_of};
 use crate::request::Request;
 use crate::stats::ShardCounters;
-use crate::timer::{Alarm, after};
-use crate::transport::{Ready, Received, Transport};
+use crate::timer::{Alarm, Next, after};
+use crate::transport::{Ready, Received, Sent, Transport};
 
 /// How soon a full registry queue is tried again.
 const HELD_RETRY: Duration = Duration::from_millis(1);
@@ -36,12 +36,6 @@ const CLOSE_GRACE: Duration = Duration::from_secs(1);
 /// Orders taken in one step, so that a burst of them cannot hold up the sockets.
 const ORDERS_PER_STEP: usize = 8;
 
-/// Which shard a connection lives on: pairs together, so that both lines of a redundant pair
-/// share a thread.
-pub(crate) fn shard_of(conn: ConnId, shards: usize) -> usize {
-    (usize::from(conn.number().saturating_sub(1)) / 2) % shards.max(1)
-}
-
 /// A connection's place on its shard.
 struct Slot<L> {
     conn: ConnId,
@@ -49,6 +43,8 @@ struct Slot<L> {
     live: Option<(L, Link)>,
     /// Lost and untold, for the next epoch's first message.
     owed: u64,
+    /// The last epoch there was.
+    epoch: Epoch,
     /// What found no room and must not be dropped; nothing is read meanwhile.
     held: Held,
     /// On the list of those to drive without waiting for an event.
@@ -57,17 +53,6 @@ struct Slot<L> {
     read_closed: bool,
     /// Sending failed; what can still be read is read before the connection is lost.
     broken: Option<Cause>,
-}
-
-/// What `step` asks of the loop around it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Next {
-    /// Again at once: connections are still ready.
-    Now,
-    /// At this time, or when an event or an order comes.
-    At(Option<Instant>),
-    /// Never: stopped.
-    Done,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -137,6 +122,7 @@ impl<T: Transport> Shard<T> {
                 conn,
                 live: None,
                 owed: 0,
+                epoch: Epoch::new(0),
                 held: Held::Nothing,
                 queued: false,
                 read_closed: false,
@@ -276,6 +262,7 @@ impl<T: Transport> Shard<T> {
         self.counters.bytes_received.add(widen(unread.len()));
         let link = Link::new((conn, epoch, role), owed, unread, self.settings, now);
         slot.live = Some((socket, link));
+        slot.epoch = epoch;
         slot.read_closed = false;
         slot.broken = None;
         self.counters.connections.add(1);
@@ -335,10 +322,22 @@ impl<T: Transport> Shard<T> {
         for index in 0..self.slots.len() {
             self.abandon_held(index);
             self.lose(index, Cause::Stopped);
+            self.tell_debt(index);
         }
         self.state = State::Stopped;
-        let untold = std::mem::take(&mut self.untold);
-        self.report(Report::Stopped { untold });
+        self.report(Report::Stopped);
+    }
+
+    /// What a connection that is down owes, no next epoch will tell.
+    fn tell_debt(&mut self, index: usize) {
+        let Some(slot) = self.slots.get_mut(index).filter(|slot| slot.owed > 0) else { return };
+        let (conn_id, epoch, messages) = (slot.conn, slot.epoch, std::mem::take(&mut slot.owed));
+        self.untold.push(Untold { conn_id, epoch, sid: None, messages });
+    }
+
+    /// What was lost and could not be told before the end.
+    pub(crate) fn into_untold(self) -> Vec<Untold> {
+        self.untold
     }
 
     fn abandon_held(&mut self, index: usize) {
@@ -488,9 +487,9 @@ impl<T: Transport> Shard<T> {
             return;
         };
         match self.transport.send(socket, &mut link.outgoing) {
-            Ok(everything) => {
-                link.sent(everything, now);
-                if !everything {
+            Ok(sent) => {
+                link.sent(sent, now);
+                if sent != Sent::All {
                     self.alarm.arm(link.deadline());
                 }
             }

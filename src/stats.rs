@@ -162,6 +162,13 @@ impl Counters {
         }
     }
 
+    /// The engine has stopped: what says "now" says nothing.
+    pub(crate) fn nothing_is_live(&self) {
+        self.control.connections_healthy.iter().for_each(|counter| counter.set(0));
+        self.control.subscriptions.set(0);
+        self.control.markets.set(0);
+    }
+
     /// Everything, read now.
     pub(crate) fn snapshot(&self, abandoned: bool) -> Stats {
         let sum = |counter: fn(&ShardCounters) -> &Counter| {
@@ -264,7 +271,8 @@ fn ratio(part: u64, whole: u64) -> f64 {
     }
 }
 
-/// A snapshot of everything the engine counts. Counts are since `start`, over all epochs.
+/// A snapshot of everything the engine counts. Counts are since the manager was made, over all
+/// epochs; what is "now" is zero once the engine has stopped.
 ///
 /// `messages_received = messages_forwarded + messages_dropped + lifecycle_forwarded +
 /// lifecycle_discarded` once the engine is idle: data messages only, replies apart. Numbers of
@@ -295,9 +303,9 @@ pub struct Stats {
     pub markets_total: u64,
     /// Order-book markets the registry wants.
     pub markets_wanted: u64,
-    /// Markets that had to wait because no connection was healthy.
+    /// How often placing markets stopped because no connection was healthy; they wait.
     pub no_healthy_connections: u64,
-    /// Markets that had to wait because every healthy connection was full.
+    /// How often placing markets stopped because every healthy connection was full; they wait.
     pub pool_full: u64,
     /// Data messages received.
     pub messages_received: u64,
@@ -307,7 +315,8 @@ pub struct Stats {
     pub messages_consumed: u64,
     /// Handed over and never taken because `Messages` was dropped.
     pub messages_abandoned: u64,
-    /// Dropped for want of room in `Messages`; each is in some later message's `gap_size`.
+    /// Dropped for want of room in `Messages`. Each, repeated frames aside, is told by the
+    /// `gap_size` of a later message or, at the end, by [`StopReport::untold`](crate::StopReport).
     pub messages_dropped: u64,
     /// Lifecycle frames handed to the registry.
     pub lifecycle_forwarded: u64,

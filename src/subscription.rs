@@ -18,11 +18,15 @@ use crate::market::{Change, Market, Need, Observed, SubscriptionInfo};
 use crate::request::Request;
 use crate::timer::after;
 
+/// Entries of markets wanted no more that may wait to be forgotten.
+const UNPLACED_DEAD_MAX: usize = 1_024;
 /// Command texts stay under this many bytes of tickers.
 const COMMAND_BYTES_MAX: usize = 64_000;
-/// Delay after a refusal: the first, and the longest.
-const REFUSED_DELAY: Duration = Duration::from_secs(1);
-const REFUSED_DELAY_MAX: Duration = Duration::from_secs(60);
+/// Delay after trouble: the first, and the longest.
+const TROUBLE_DELAY: Duration = Duration::from_secs(1);
+const TROUBLE_DELAY_MAX: Duration = Duration::from_secs(60);
+/// So long without any, trouble is forgotten; the delays start from the beginning.
+const TROUBLE_OVER: Duration = Duration::from_secs(120);
 /// The exchange's code for a command it did not finish in time: carried out or not.
 const COMMAND_TIMEOUT: i64 = 18;
 /// The exchange's code for a sid it does not know.
@@ -56,11 +60,30 @@ struct Member {
     /// How many of its markets are wanted.
     wanted: usize,
     in_flight: usize,
-    /// Nothing is sent before this time, after a refusal.
+    /// Nothing is sent before this time, after trouble.
     hold: Option<Instant>,
-    refusals: u32,
+    /// Refusals and subscriptions that ended by themselves, and when the last one was.
+    troubles: u32,
+    troubled: Option<Instant>,
     /// The code of the last refusal to open.
     refused: Option<i64>,
+}
+
+impl Member {
+    /// A refusal, or a subscription that ended: nothing more is sent for a while that doubles
+    /// each time, so that no exchange can make us repeat ourselves without pause.
+    fn trouble(&mut self, now: Instant) {
+        self.troubles = if self.is_calm(now) { 0 } else { self.troubles };
+        let doubled = TROUBLE_DELAY * 2u32.saturating_pow(self.troubles.min(10));
+        self.hold = Some(after(now, doubled.min(TROUBLE_DELAY_MAX)));
+        self.troubles = self.troubles.saturating_add(1);
+        self.troubled = Some(now);
+    }
+
+    /// Whether there was no trouble for so long that it is forgotten.
+    fn is_calm(&self, now: Instant) -> bool {
+        self.troubled.is_none_or(|last| after(last, TROUBLE_OVER) <= now)
+    }
 }
 
 /// Bounds of the commands.
@@ -77,8 +100,10 @@ pub(crate) struct Subscriptions {
     free: Vec<usize>,
     index: HashMap<Ticker, usize>,
     members: Vec<Member>,
-    /// Wanted, without a connection yet.
+    /// Wanted, without a connection yet; some of them wanted no more.
     unplaced: VecDeque<usize>,
+    /// How many of those are wanted no more.
+    unplaced_dead: usize,
     assigner: Assigner,
     limits: CommandLimits,
     wanted: u64,
@@ -104,7 +129,8 @@ impl Subscriptions {
             wanted: 0,
             in_flight: 0,
             hold: None,
-            refusals: 0,
+            troubles: 0,
+            troubled: None,
             refused: None,
         });
         Self {
@@ -113,6 +139,7 @@ impl Subscriptions {
             index: HashMap::new(),
             members: members.collect(),
             unplaced: VecDeque::new(),
+            unplaced_dead: 0,
             assigner,
             limits,
             wanted: 0,
@@ -165,11 +192,32 @@ impl Subscriptions {
         }
         market.wanted = wanted;
         self.wanted = if wanted { self.wanted + 1 } else { self.wanted - 1 };
-        let place = market.place;
-        if let Some(member) = place.and_then(|(conn, _)| self.member(conn)) {
-            member.wanted = if wanted { member.wanted + 1 } else { member.wanted - 1 };
+        let (place, queued) = (market.place, market.queued);
+        match place.and_then(|(conn, _)| self.member(conn)) {
+            Some(member) => {
+                member.wanted = if wanted { member.wanted + 1 } else { member.wanted - 1 };
+            }
+            None if queued && wanted => self.unplaced_dead -= 1,
+            None if queued => self.unplaced_dead += 1,
+            None => {}
         }
         self.enqueue(index);
+        self.forget_dead();
+    }
+
+    /// Markets that came and went while there was no room do not stay in memory for it.
+    fn forget_dead(&mut self) {
+        if self.unplaced_dead < UNPLACED_DEAD_MAX || self.unplaced_dead * 2 < self.unplaced.len() {
+            return;
+        }
+        for index in std::mem::take(&mut self.unplaced) {
+            if self.markets.get(index).is_some_and(|market| market.wanted) {
+                self.unplaced.push_back(index);
+            } else {
+                self.release(index);
+            }
+        }
+        self.unplaced_dead = 0;
     }
 
     /// Queues a market where it belongs, once.
@@ -194,6 +242,7 @@ impl Subscriptions {
             let market = self.markets.get(index)?;
             if !market.wanted {
                 self.unplaced.pop_front();
+                self.unplaced_dead -= 1;
                 self.release(index);
                 continue;
             }
@@ -263,7 +312,8 @@ impl Subscriptions {
         member.line = Line::Closed;
         member.in_flight = 0;
         member.hold = None;
-        member.refusals = 0;
+        member.troubles = 0;
+        member.troubled = None;
         member.refused = None;
         self.forget_all(conn);
     }
@@ -299,11 +349,15 @@ impl Subscriptions {
     }
 
     /// The subscription is over or out of step: it is ended and opened anew.
-    pub(crate) fn renew(&mut self, conn: ConnId, sid: Sid) {
+    pub(crate) fn renew(&mut self, conn: ConnId, sid: Sid, now: Instant) {
         if let Some(member) = self.member(conn)
             && matches!(member.line, Line::Open { sid: open, .. } if open == sid)
         {
             member.line = Line::Open { sid, renew: true };
+            // Once in a while it is renewed at once; books should not wait.
+            let calm = member.is_calm(now);
+            member.trouble(now);
+            member.hold = member.hold.filter(|_| !calm);
         }
     }
 
@@ -400,15 +454,13 @@ impl Subscriptions {
         member.in_flight = member.in_flight.saturating_sub(1);
         match outcome {
             Outcome::ConnectionLost => return self.losing(conn),
-            Outcome::Ok => {
-                member.refusals = 0;
-                member.refused = None;
-            }
+            Outcome::Ok => member.refused = None,
             Outcome::TimedOut => {}
+            // What it does not know is what ends a renewal; otherwise it is trouble too.
+            Outcome::Rejected { code: UNKNOWN_SUBSCRIPTION }
+                if matches!(request, Request::Unsubscribe { .. }) => {}
             Outcome::Rejected { code } => {
-                let doubled = REFUSED_DELAY * 2u32.saturating_pow(member.refusals.min(10));
-                member.refusals = member.refusals.saturating_add(1);
-                member.hold = Some(after(now, doubled.min(REFUSED_DELAY_MAX)));
+                member.trouble(now);
                 member.refused = Some(code);
             }
         }
@@ -453,7 +505,6 @@ impl Subscriptions {
     fn closed(&mut self, conn: ConnId) {
         if let Some(member) = self.member(conn) {
             member.line = Line::Closed;
-            member.hold = None;
         }
         self.forget_all(conn);
     }

@@ -12,9 +12,11 @@ use crate::conductor::Conductor;
 use crate::config::Wait;
 use crate::connector::Connector;
 use crate::ids::ShardId;
+use crate::mailbox::Untold;
 use crate::resolve::Resolver;
-use crate::shard::{Next, Shard};
+use crate::shard::Shard;
 use crate::stats::{Counter, ShardCounters};
+use crate::timer::Next;
 use crate::transport::Transport;
 
 /// How often a thread publishes its CPU time.
@@ -66,7 +68,7 @@ pub(crate) fn run_shard<T: Transport>(
     wait: Wait,
     counters: &ShardCounters,
     exits: &Exits,
-) {
+) -> Vec<Untold> {
     if let Some(core) = core {
         pin(core, counters);
     }
@@ -103,6 +105,7 @@ pub(crate) fn run_shard<T: Transport>(
     }
     CpuTime::publish(&counters.cpu_ns);
     counters.wall_ns.set(nanoseconds(before.saturating_duration_since(started)));
+    shard.into_untold()
 }
 
 /// How long to wait; the outer `None` is the end, the inner one for ever.

@@ -1,8 +1,19 @@
-//! The earliest of many deadlines, cached: arming makes it earlier at once, disarming leaves it to
-//! be found too early, and then the owner scans. With at most a few hundred connections a scan is
-//! about a microsecond, so no wheel is needed.
+//! What a step asks of the loop around it, and the earliest of many deadlines, cached: arming makes
+//! it earlier at once, disarming leaves it to be found too early, and then the owner scans. With at
+//! most a few hundred connections a scan is about a microsecond, so no wheel is needed.
 
 use std::time::{Duration, Instant};
+
+/// What `step` asks of the loop around it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Next {
+    /// Again at once: connections are still ready.
+    Now,
+    /// At this time, or when an event or an order comes.
+    At(Option<Instant>),
+    /// Never: stopped.
+    Done,
+}
 
 /// The cached earliest deadline.
 #[derive(Clone, Copy, Debug, Default)]

@@ -35,6 +35,24 @@ pub(crate) enum Received {
     Ended,
 }
 
+/// How much of what waited the socket took.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Sent {
+    All,
+    Some,
+    None,
+}
+
+impl Sent {
+    fn of(all: bool, any: bool) -> Self {
+        match (all, any) {
+            (true, _) => Self::All,
+            (false, true) => Self::Some,
+            (false, false) => Self::None,
+        }
+    }
+}
+
 /// A link with something to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Ready {
@@ -62,9 +80,8 @@ pub(crate) trait Transport {
     fn resumed(&self, link: &Self::Link) -> Option<bool>;
     /// Reads once and appends the plaintext.
     fn receive(&mut self, link: &mut Self::Link, plain: &mut Vec<u8>) -> Result<Received, Cause>;
-    /// Takes bytes off the front of `bytes` and sends as much as the socket accepts; true when
-    /// nothing is left waiting on our side.
-    fn send(&mut self, link: &mut Self::Link, bytes: &mut Vec<u8>) -> Result<bool, Cause>;
+    /// Takes bytes off the front of `bytes` and sends as much as the socket accepts.
+    fn send(&mut self, link: &mut Self::Link, bytes: &mut Vec<u8>) -> Result<Sent, Cause>;
     /// Our end's address.
     fn local_addr(&self, link: &Self::Link) -> Option<SocketAddr>;
     /// Waits for events, a wake-up or the timeout.
@@ -192,10 +209,10 @@ impl Transport for TcpTransport {
             return Ok(Received::Some { more, at });
         };
         while !bytes.is_empty() {
-            let closed =
-                feed(tls, &mut bytes).inspect_err(|_| tell_alert(&mut link.socket, tls))?;
+            let fed = feed(tls, &mut bytes);
+            // What was decrypted before an error is still the host's.
             drain(tls, plain);
-            if closed {
+            if fed.inspect_err(|_| tell_alert(&mut link.socket, tls))? {
                 return Ok(Received::Ended);
             }
         }
@@ -205,26 +222,33 @@ impl Transport for TcpTransport {
         Ok(Received::Some { more, at })
     }
 
-    fn send(&mut self, link: &mut TcpLink, bytes: &mut Vec<u8>) -> Result<bool, Cause> {
+    fn send(&mut self, link: &mut TcpLink, bytes: &mut Vec<u8>) -> Result<Sent, Cause> {
         let TcpLink { socket, peer, tls } = link;
+        let mut any = false;
         let Some(tls) = tls else {
             while !bytes.is_empty() {
                 match socket.write(bytes) {
-                    Ok(count) => drop(bytes.drain(..count)),
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+                    Ok(count) => {
+                        bytes.drain(..count);
+                        any = true;
+                    }
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                        return Ok(Sent::of(false, any));
+                    }
                     Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                     Err(error) => return Err(io_cause(&error, *peer)),
                 }
             }
-            return Ok(true);
+            return Ok(Sent::All);
         };
         loop {
             // A short write, down to nothing, only means that rustls holds enough for now.
             let taken = tls.writer().write(bytes).map_err(|error| io_cause(&error, *peer))?;
             bytes.drain(..taken);
             let written = write_out(socket, tls, *peer)?;
-            if !written || bytes.is_empty() {
-                return Ok(written && bytes.is_empty());
+            any |= written != Sent::None;
+            if written != Sent::All || bytes.is_empty() {
+                return Ok(Sent::of(written == Sent::All && bytes.is_empty(), any));
             }
         }
     }
@@ -274,21 +298,24 @@ fn drain(tls: &mut ClientConnection, plain: &mut Vec<u8>) {
     }
 }
 
-/// Writes what rustls holds; true when nothing is left.
+/// Writes what rustls holds.
 fn write_out(
     socket: &mut TcpStream,
     tls: &mut ClientConnection,
     peer: SocketAddr,
-) -> Result<bool, Cause> {
+) -> Result<Sent, Cause> {
+    let mut any = false;
     while tls.wants_write() {
         match tls.write_tls(socket) {
-            Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+            Ok(count) => any |= count > 0,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                return Ok(Sent::of(false, any));
+            }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(io_cause(&error, peer)),
         }
     }
-    Ok(true)
+    Ok(Sent::All)
 }
 
 /// After a TLS error, one try at telling the peer why; the connection ends either way.

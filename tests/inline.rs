@@ -9,6 +9,8 @@
 
 mod support;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crossbeam_channel::bounded;
@@ -55,16 +57,19 @@ fn every_frame_reaches_the_handler_of_its_shard() {
 
 #[test]
 fn a_handler_that_panics_takes_only_its_shard_along() {
-    let delivery = Delivery::inline(|shard| {
-        let mut messages = 0;
-        move |batch: &Batch<'_>| {
-            messages += batch.len();
-            assert!(shard != ShardId::new(0) || messages < 100, "the handler's own bug");
+    let armed = Arc::new(AtomicBool::new(false));
+    let trigger = Arc::clone(&armed);
+    let delivery = Delivery::inline(move |shard| {
+        let armed = Arc::clone(&armed);
+        move |_: &Batch<'_>| {
+            let fatal = shard == ShardId::new(0) && armed.load(Ordering::Relaxed);
+            assert!(!fatal, "the handler's own bug");
         }
     });
     let pool = PoolLayout::new(2, 2, 2, 10);
     let mut rig = Rig::with_delivery(exchange(), pool, |settings| settings, delivery);
     rig.manager.start().unwrap();
+    trigger.store(true, Ordering::Relaxed);
     let lost = Event::ThreadLost { thread: "kf-shard-0".to_owned() };
     rig.consume_until(
         "the shard is reported lost",

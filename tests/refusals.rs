@@ -1,6 +1,11 @@
 //! Starts that cannot succeed, and stops: each says why, and leaves nothing running.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test may panic")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::disallowed_methods,
+    reason = "a test may panic and read the clock"
+)]
 
 mod support;
 
@@ -168,6 +173,54 @@ fn a_stop_requested_while_starting_cancels_the_start() {
         rig.manager.start().unwrap_err()
     });
     assert_eq!(error, StartError::Cancelled);
+}
+
+#[test]
+fn a_stop_requested_by_anyone_ends_the_stream_for_a_waiting_consumer() {
+    let mut rig = Rig::start(quiet(), POOL, |settings| settings);
+    let mut messages = rig.messages.take().unwrap();
+    let consumer = std::thread::spawn(move || {
+        while messages.recv().is_ok() {}
+        messages.recv_timeout(support::PATIENCE).unwrap_err()
+    });
+    rig.handle.request_stop();
+    assert_eq!(consumer.join().unwrap(), RecvError::Disconnected);
+    let report = rig.manager.stop(Duration::MAX);
+    assert_eq!((report.stuck.len(), report.panicked.len()), (0, 0));
+    assert_eq!(report.stats.connections_healthy, 0);
+    let asked = std::time::Instant::now();
+    assert_eq!(rig.handle.subscription(&"M".parse().unwrap()), None);
+    assert!(asked.elapsed() < Duration::from_secs(1), "a stopped engine answers at once");
+}
+
+#[test]
+fn a_stop_without_a_deadline_still_says_goodbye() {
+    let mut rig = Rig::start(quiet(), POOL, |settings| settings);
+    let report = rig.manager.stop(Duration::MAX);
+    assert_eq!((report.stuck.len(), report.panicked.len()), (0, 0));
+    assert!(report.elapsed < support::PATIENCE);
+    let closed =
+        |record: &&exchange_sim::ConnectionRecord| record.ended == exchange_sim::Ended::PeerClosed;
+    let ledger = rig.exchange.ledger();
+    assert_eq!(ledger.connections.iter().filter(closed).count(), 6, "{ledger:?}");
+}
+
+#[test]
+fn changes_reported_during_a_start_that_failed_hold_for_the_next() {
+    let mut rig =
+        Rig::prepare(quiet(), POOL, |settings| settings.start_timeout(Duration::from_millis(500)));
+    let created = kalshi_feed::MarketStatus::Active;
+    let ticker: kalshi_feed::Ticker = "KXNEW-1".parse().unwrap();
+    let gone: kalshi_feed::Ticker = rig.exchange.active_markets().remove(0).parse().unwrap();
+    rig.exchange.refuse_upgrades(Some(503));
+    rig.host.send(kalshi_feed::MarketChange::created(ticker.clone(), created)).unwrap();
+    rig.host.send(kalshi_feed::MarketChange::settled(gone.clone())).unwrap();
+    rig.manager.start().unwrap_err();
+    rig.exchange.refuse_upgrades(None);
+    rig.manager.start().unwrap();
+    rig.all_confirmed(10);
+    assert!(rig.handle.subscription(&ticker).is_some());
+    assert_eq!(rig.handle.subscription(&gone), None);
 }
 
 #[test]

@@ -1,250 +1,11 @@
-//! The shard over a scripted network in virtual time: no socket, no TLS, no clock.
+//! The shard over a scripted network in virtual time.
 
-use std::net::SocketAddr;
-
-use crossbeam_channel::bounded;
+mod world;
 
 use super::*;
 use crate::batch::Continuity;
-use crate::clock::Stamp;
 use crate::command::Outcome;
-use crate::ids::Ticker;
-use crate::messages::{Handoff, Messages};
-
-/// What the scripted peer does next.
-enum Chunk {
-    Bytes(Vec<u8>),
-    End,
-    Reset,
-}
-
-/// Our end of a scripted connection.
-struct FakeLink {
-    inbound: Receiver<Chunk>,
-    outbound: Sender<Vec<u8>>,
-    blocked: Receiver<bool>,
-    refuses: bool,
-}
-
-/// The peer's end.
-struct Peer {
-    chunks: Sender<Chunk>,
-    sent: Receiver<Vec<u8>>,
-    block: Sender<bool>,
-}
-
-struct FakeNet {
-    ready: Receiver<Ready>,
-    now: Receiver<Instant>,
-    at: Instant,
-}
-
-impl Transport for FakeNet {
-    type Link = FakeLink;
-
-    fn dial(&mut self, _: SocketAddr) -> Result<FakeLink, Cause> {
-        Err(Cause::Reset)
-    }
-    fn register(&mut self, _: &mut FakeLink, _: usize) -> Result<(), Cause> {
-        Ok(())
-    }
-    fn deregister(&mut self, _: &mut FakeLink) {}
-    fn connected(&mut self, _: &mut FakeLink) -> Result<bool, Cause> {
-        Ok(true)
-    }
-    fn secure(&mut self, _: &mut FakeLink) -> Result<bool, Cause> {
-        Ok(true)
-    }
-    fn resumed(&self, _: &FakeLink) -> Option<bool> {
-        None
-    }
-    fn receive(&mut self, link: &mut FakeLink, plain: &mut Vec<u8>) -> Result<Received, Cause> {
-        match link.inbound.try_recv() {
-            Ok(Chunk::Bytes(bytes)) => {
-                plain.extend(bytes);
-                Ok(Received::Some { more: !link.inbound.is_empty(), at: self.stamp() })
-            }
-            Ok(Chunk::End) => Ok(Received::Ended),
-            Ok(Chunk::Reset) => Err(Cause::Reset),
-            Err(_) => Ok(Received::Blocked),
-        }
-    }
-    fn send(&mut self, link: &mut FakeLink, bytes: &mut Vec<u8>) -> Result<bool, Cause> {
-        while let Ok(refuses) = link.blocked.try_recv() {
-            link.refuses = refuses;
-        }
-        if bytes.is_empty() {
-            return Ok(true);
-        }
-        if link.refuses {
-            return Ok(false);
-        }
-        link.outbound.send(std::mem::take(bytes)).unwrap();
-        Ok(true)
-    }
-    fn local_addr(&self, _: &FakeLink) -> Option<SocketAddr> {
-        None
-    }
-    fn wait(&mut self, _: Option<Duration>, ready: &mut Vec<Ready>) -> std::io::Result<()> {
-        while let Ok(now) = self.now.try_recv() {
-            self.at = now;
-        }
-        ready.extend(self.ready.try_iter());
-        Ok(())
-    }
-    fn stamp(&self) -> Stamp {
-        Stamp { wall: std::time::SystemTime::UNIX_EPOCH, mono: self.at }
-    }
-}
-
-/// A shard with one connection of each role (1 ticker, 2 trade, 3 lifecycle, 4 and 5 books).
-struct World {
-    shard: Shard<FakeNet>,
-    orders: Sender<Order<FakeLink>>,
-    reports: Receiver<Report>,
-    ready: Sender<Ready>,
-    clock: Sender<Instant>,
-    messages: Messages,
-    registry: Receiver<RawMessage>,
-    counters: Arc<CachePadded<ShardCounters>>,
-    start: Instant,
-    next: Next,
-}
-
-const POOL: PoolLayout = PoolLayout::new(1, 1, 1, 2);
-const BOOK: ConnId = ConnId::new(4);
-
-impl World {
-    fn new(message_buffer: usize) -> Self {
-        Self::with(message_buffer, OverflowPolicy::default())
-    }
-
-    fn with(message_buffer: usize, overflow: OverflowPolicy) -> Self {
-        let (handoff, messages) = Handoff::new(1, message_buffer, 1 << 24);
-        let (orders, order_receiver) = bounded(1_000);
-        let (report_sender, reports) = bounded(1_000);
-        let (ready, ready_receiver) = bounded(1_000);
-        let (clock, now) = bounded(1_000);
-        let (sink, registry) = bounded(2);
-        let start = crate::clock::now();
-        let counters = Arc::default();
-        let second = Duration::from_secs(1);
-        let shard = Shard::new(ShardParts {
-            id: ShardId::new(0),
-            shards: 1,
-            transport: FakeNet { ready: ready_receiver, now, at: start },
-            settings: LinkSettings {
-                message_bytes_max: 1 << 20,
-                outgoing_bytes_max: 1 << 16,
-                subscribe_timeout: 5 * second,
-                ping_idle: 15 * second,
-                pong_timeout: 10 * second,
-                write_timeout: 10 * second,
-            },
-            orders: order_receiver,
-            reports: report_sender,
-            outlet: handoff.outlet(ShardId::new(0)).unwrap(),
-            pool: POOL,
-            overflow,
-            delivery: Delivery::channel(),
-            counters: Arc::clone(&counters),
-        });
-        orders.send(Order::Listen { sink }).unwrap();
-        let next = Next::Now;
-        Self { shard, orders, reports, ready, clock, messages, registry, counters, start, next }
-    }
-
-    /// One turn at this time.
-    fn step(&mut self, seconds: f64) {
-        let now = self.start + Duration::from_secs_f64(seconds);
-        self.clock.send(now).unwrap();
-        self.shard.wait(None).unwrap();
-        self.next = self.shard.step(now);
-    }
-
-    /// Turns at this time until nothing is left to do.
-    fn settle(&mut self, seconds: f64) {
-        self.step(seconds);
-        while self.next == Next::Now {
-            self.step(seconds);
-        }
-    }
-
-    /// When the shard wants to be called next, in seconds.
-    fn due(&self) -> f64 {
-        match self.next {
-            Next::At(Some(due)) => due.saturating_duration_since(self.start).as_secs_f64(),
-            other => panic!("{other:?}"),
-        }
-    }
-
-    fn adopt(&mut self, conn: ConnId, epoch: u32, unread: Vec<u8>, seconds: f64) -> Peer {
-        let (chunks, inbound) = bounded(10_000);
-        let (outbound, sent) = bounded(10_000);
-        let (block, blocked) = bounded(10);
-        let link = FakeLink { inbound, outbound, blocked, refuses: false };
-        let role = POOL.role(conn).unwrap();
-        let adoption = Adoption { conn, epoch: Epoch::new(epoch), role, link, unread };
-        self.orders.send(Order::Adopt(Box::new(adoption))).unwrap();
-        self.settle(seconds);
-        Peer { chunks, sent, block }
-    }
-
-    /// The peer does something, and the shard's poll hears of it.
-    fn give(&mut self, conn: ConnId, peer: &Peer, chunks: Vec<Chunk>, seconds: f64) {
-        for chunk in chunks {
-            peer.chunks.send(chunk).unwrap();
-        }
-        let token = self.shard.index(conn).unwrap();
-        self.ready.send(Ready { token, read_closed: false }).unwrap();
-        self.settle(seconds);
-    }
-
-    fn subscribe(&mut self, seconds: f64) {
-        let market: Ticker = "M".parse().unwrap();
-        let request = Request::Subscribe { role: Role::Orderbook, markets: vec![market] };
-        self.orders.send(Order::Command { conn: BOOK, epoch: Epoch::new(1), request }).unwrap();
-        self.settle(seconds);
-    }
-
-    fn downs(&self) -> Vec<Cause> {
-        let cause = |report| match report {
-            Report::Down { cause, .. } => Some(cause),
-            _ => None,
-        };
-        self.reports.try_iter().filter_map(cause).collect()
-    }
-
-    fn received(&mut self) -> Vec<RawMessage> {
-        std::iter::from_fn(|| self.messages.try_recv().ok()).collect()
-    }
-}
-
-fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
-    let mut bytes = vec![first, 126];
-    bytes.extend(u16::try_from(payload.len()).unwrap().to_be_bytes());
-    bytes.extend(payload);
-    bytes
-}
-
-fn text(json: &str) -> Vec<u8> {
-    frame(0x81, json.as_bytes())
-}
-
-fn delta(seq: u64) -> Vec<u8> {
-    text(&format!(
-        "{{\"type\":\"orderbook_delta\",\"sid\":1,\"seq\":{seq},\"msg\":{{\"s\":\"x\"}}}}\n"
-    ))
-}
-
-fn ok(id: u64, seq: u64) -> Vec<u8> {
-    text(&format!(r#"{{"type":"ok","id":{id},"sid":1,"seq":{seq},"msg":{{}}}}"#))
-}
-
-/// Opcodes of the frames sent, and the texts.
-fn opcodes(peer: &Peer) -> Vec<u8> {
-    peer.sent.try_iter().map(|bytes| bytes[0] & 0x0F).collect()
-}
+use world::*;
 
 #[test]
 fn a_frame_cut_anywhere_arrives_whole() {
@@ -506,10 +267,8 @@ fn what_back_pressure_holds_at_the_end_is_told() {
     world.settle(1.5);
     world.settle(2.5);
     assert_eq!(world.next, Next::Done);
-    let last = world.reports.try_iter().last().unwrap();
-    let Report::Stopped { untold } = last else { panic!("{last:?}") };
-    assert_eq!(untold.iter().map(|untold| untold.messages).sum::<u64>(), 5);
     assert_eq!(world.received().len(), 2);
+    assert_eq!(world.untold(), 5);
 }
 
 #[test]
@@ -524,9 +283,44 @@ fn a_stop_says_goodbye_takes_what_still_comes_and_tells_what_it_could_not() {
     let goodbye = [delta(6), frame(0x88, &[0x03, 0xE8])].concat();
     world.give(BOOK, &peer, vec![Chunk::Bytes(goodbye)], 2.5);
     assert_eq!(world.next, Next::Done);
-    let last = world.reports.try_iter().last().unwrap();
-    let Report::Stopped { untold } = last else { panic!("{last:?}") };
-    assert_eq!(untold.iter().map(|untold| untold.messages).sum::<u64>(), 4);
+    assert_eq!(world.untold(), 4);
+}
+
+#[test]
+fn the_debt_of_a_connection_that_is_down_at_the_stop_is_told() {
+    let mut world = World::new(2);
+    let peer = world.adopt(BOOK, 1, Vec::new(), 0.0);
+    let burst: Vec<u8> = (1..=5).flat_map(delta).collect();
+    world.give(BOOK, &peer, vec![Chunk::Bytes(burst), Chunk::End], 1.0);
+    world.orders.send(Order::Stop { until: world.start + Duration::from_secs(9) }).unwrap();
+    world.settle(2.0);
+    assert_eq!(world.untold(), 3);
+}
+
+#[test]
+fn a_frame_that_never_ends_is_no_sign_of_life() {
+    let mut world = World::new(2);
+    let peer = world.adopt(BOOK, 1, Vec::new(), 0.0);
+    world.give(BOOK, &peer, vec![Chunk::Bytes(vec![0x81, 126, 0xFF, 0xFF])], 1.0);
+    for second in 2..60 {
+        if world.shard.live(world.shard.index(BOOK).unwrap()).is_some() {
+            world.give(BOOK, &peer, vec![Chunk::Bytes(vec![b'a'])], f64::from(second));
+        }
+    }
+    assert!(matches!(world.downs()[..], [Cause::Liveness { .. }]));
+}
+
+#[test]
+fn a_drop_that_no_sid_can_tell_of_is_told_by_the_next_subscription() {
+    let mut world = World::new(1);
+    let peer = world.adopt(BOOK, 1, Vec::new(), 0.0);
+    let lost = [delta(1), text("not json")].concat();
+    world.give(BOOK, &peer, vec![Chunk::Bytes(lost)], 1.0);
+    world.received();
+    world.orders.send(Order::Stop { until: world.start + Duration::from_secs(9) }).unwrap();
+    world.settle(2.0);
+    world.settle(3.1);
+    assert_eq!(world.untold(), 1);
 }
 
 #[test]
@@ -539,4 +333,34 @@ fn a_peer_that_never_says_goodbye_is_left_after_a_second() {
     world.settle(3.0);
     assert_eq!(world.next, Next::Done);
     assert_eq!(world.downs(), [Cause::Stopped]);
+}
+
+#[test]
+fn the_steady_state_allocates_nothing_from_plaintext_to_the_lent_batch() {
+    const READS: u64 = 10_000;
+    const MESSAGES: u64 = 100;
+    let mut world = World::new(10_000);
+    let peer = world.adopt(BOOK, 1, Vec::new(), 0.0);
+    let token = world.shard.index(BOOK).unwrap();
+    for read in 0..READS {
+        let seqs = read * MESSAGES + 1..=(read + 1) * MESSAGES;
+        peer.chunks.send(Chunk::Bytes(seqs.flat_map(delta).collect())).unwrap();
+    }
+    world.ready.send(Ready { token, read_closed: false }).unwrap();
+    let mut turn = |reads: u64| {
+        let mut received = 0;
+        for _ in 0..reads {
+            world.step(1.0);
+            while let Ok(batch) = world.messages.try_recv_batch() {
+                received += batch.iter().filter(|m| m.gap_size == 0 && !m.data.is_empty()).count();
+            }
+        }
+        received
+    };
+    let warm = 100;
+    turn(warm);
+    let mut received = 0;
+    let spent = allocation_counter::measure(|| received = turn(READS - warm));
+    assert_eq!(crate::ids::widen(received), (READS - warm) * MESSAGES);
+    assert_eq!(spent.count_total, 0, "{spent:?}");
 }

@@ -151,7 +151,7 @@ impl World {
     fn terminate(&mut self, index: usize) {
         if let Some(sid) = self.peers[index].sid.take() {
             self.peers[index].markets.clear();
-            self.subscriptions.renew(Self::conn(index), sid);
+            self.subscriptions.renew(Self::conn(index), sid, self.now);
         }
     }
 
@@ -240,6 +240,41 @@ fn a_reconnect_replays_what_is_wanted_then() {
     world.down(1);
     world.unwant(0);
     world.want(7);
+    world.quiesce();
+    world.check();
+}
+
+#[test]
+fn an_exchange_that_ends_every_subscription_is_not_asked_without_pause() {
+    let mut world = World::new();
+    world.up(1);
+    world.want(1);
+    world.pump();
+    let mut commands = 0;
+    let begun = world.now;
+    while world.now < begun + Duration::from_secs(3_600) {
+        while !world.peers[1].in_flight.is_empty() {
+            commands += 1;
+            world.end(1, 9);
+            world.pump();
+        }
+        world.terminate(1);
+        world.now += Duration::from_millis(500);
+        world.pump();
+    }
+    assert!((100..400).contains(&commands), "{commands} in an hour");
+}
+
+#[test]
+fn markets_that_come_and_go_while_there_is_no_room_are_forgotten() {
+    let mut world = World::new();
+    world.want(0);
+    for number in 1..20_000 {
+        world.want(number);
+        world.unwant(number);
+        world.pump();
+    }
+    assert!(world.subscriptions.all().len() < 3_000, "{}", world.subscriptions.all().len());
     world.quiesce();
     world.check();
 }

@@ -1,0 +1,167 @@
+//! The room, the hand-off and the lending, on one thread and on many.
+
+use super::*;
+use crate::batch::Continuity;
+use crate::ids::Seq;
+
+const CONN: ConnId = ConnId::new(1);
+
+fn fill(outlet: &mut Outlet, messages: usize) -> Box<Buffer> {
+    let stamp = crate::clock::stamp();
+    let mut received = vec![b'm'; messages];
+    let mut batch = outlet.batch(&mut received, (CONN, Epoch::new(1), Role::Trade), stamp);
+    for index in 0..messages {
+        batch.entries.push(Entry {
+            start: index,
+            end: index + 1,
+            sid: None,
+            seq: Some(Seq::new(widen(index))),
+            gap_size: 0,
+            continuity: Continuity::Next,
+        });
+    }
+    batch
+}
+
+fn handoff(messages: usize, bytes: usize) -> (Handoff, Outlet, Messages) {
+    let (handoff, messages) = Handoff::new(1, messages, bytes);
+    let outlet = handoff.outlet(ShardId::new(0)).unwrap();
+    (handoff, outlet, messages)
+}
+
+#[test]
+fn the_first_that_fit_are_handed_over() {
+    let (_handoff, mut outlet, mut messages) = handoff(5, 1 << 20);
+    let mut rest = Vec::new();
+    let batch = fill(&mut outlet, 3);
+    assert_eq!(outlet.send(batch, &mut rest).messages, 3);
+    let batch = fill(&mut outlet, 4);
+    assert_eq!(outlet.send(batch, &mut rest).messages, 2);
+    assert_eq!(rest.len(), 2);
+    let batch = fill(&mut outlet, 1);
+    assert_eq!(outlet.send(batch, &mut rest).messages, 0);
+    for _ in 0..5 {
+        messages.try_recv().unwrap();
+    }
+    assert_eq!(messages.try_recv().unwrap_err(), RecvError::Empty);
+    let batch = fill(&mut outlet, 5);
+    assert_eq!(outlet.send(batch, &mut rest).messages, 5, "all room came back");
+}
+
+#[test]
+fn bytes_are_bounded_by_capacity() {
+    let (_handoff, mut outlet, mut messages) = handoff(1_000, 2 * SMALL_BYTES);
+    let mut rest = Vec::new();
+    let batch = fill(&mut outlet, 1);
+    assert_eq!(outlet.send(batch, &mut rest).messages, 1);
+    let batch = fill(&mut outlet, 1);
+    assert_eq!(outlet.send(batch, &mut rest).messages, 1);
+    let batch = fill(&mut outlet, 1);
+    assert_eq!(outlet.send(batch, &mut rest).messages, 0);
+    messages.recv().unwrap();
+    let batch = fill(&mut outlet, 1);
+    assert_eq!(outlet.send(batch, &mut rest).messages, 1);
+}
+
+#[test]
+fn empty_batches_come_back_and_are_used_again() {
+    let (_handoff, mut outlet, mut messages) = handoff(10, 1 << 20);
+    let mut rest = Vec::new();
+    let batch = fill(&mut outlet, 1);
+    let address: *const Buffer = &raw const *batch;
+    outlet.send(batch, &mut rest);
+    messages.recv().unwrap();
+    let again: *const Buffer = &raw const *fill(&mut outlet, 1);
+    assert_eq!(address, again);
+}
+
+#[test]
+fn whatever_its_size_a_batch_fits_when_nothing_waits() {
+    let (_handoff, mut outlet, _messages) = handoff(10, SMALL_BYTES);
+    let large = fill(&mut outlet, 10);
+    let mut large = Box::new(Buffer { bytes: Vec::with_capacity(1 << 20), ..*large });
+    large.bytes.extend_from_slice(b"mmmmmmmmmm");
+    assert_eq!(outlet.offer(large).0, 10);
+    let more = fill(&mut outlet, 1);
+    assert_eq!(outlet.offer(more).0, 0);
+}
+
+#[test]
+fn a_lent_batch_goes_back_when_the_next_is_asked_for() {
+    let (_handoff, mut outlet, mut messages) = handoff(5, 1 << 20);
+    let mut rest = Vec::new();
+    let batch = fill(&mut outlet, 5);
+    outlet.send(batch, &mut rest);
+    assert_eq!(messages.recv().unwrap().seq, Some(Seq::new(0)));
+    let lent = messages.recv_batch().unwrap();
+    let seqs: Vec<_> = lent.iter().map(|message| message.seq.unwrap().number()).collect();
+    assert_eq!((lent.len(), seqs), (4, vec![1, 2, 3, 4]));
+    let batch = fill(&mut outlet, 1);
+    assert_eq!(outlet.send(batch, &mut rest).messages, 0, "its room is still taken");
+    assert_eq!(messages.try_recv_batch().unwrap_err(), RecvError::Empty);
+    let batch = fill(&mut outlet, 5);
+    assert_eq!(outlet.send(batch, &mut rest).messages, 5);
+    assert_eq!(messages.recv_batch().unwrap().len(), 5);
+    let timeout = Duration::from_millis(1);
+    assert_eq!(messages.recv_batch_timeout(timeout).unwrap_err(), RecvError::Timeout);
+    assert_eq!(messages.consumed().total(), 10);
+}
+
+#[test]
+fn a_consumer_gone_takes_everything_as_abandoned() {
+    let (handoff, mut outlet, mut messages) = handoff(4, 1 << 20);
+    let consumed = messages.consumed();
+    let mut rest = Vec::new();
+    let batch = fill(&mut outlet, 4);
+    outlet.send(batch, &mut rest);
+    messages.recv().unwrap();
+    drop(messages);
+    assert!(handoff.room().is_closed());
+    let batch = fill(&mut outlet, 9);
+    assert_eq!(outlet.send(batch, &mut rest).messages, 9);
+    assert!(rest.is_empty());
+    assert_eq!(consumed.total(), 1);
+}
+
+#[test]
+fn a_message_pins_nothing_and_outlives_its_batch() {
+    let (_handoff, mut outlet, mut messages) = handoff(4, 1 << 20);
+    let batch = fill(&mut outlet, 2);
+    outlet.send(batch, &mut Vec::new());
+    let kept: Vec<_> = std::iter::from_fn(|| messages.try_recv().ok()).collect();
+    drop(messages);
+    assert!(kept.iter().all(|message| &message.data[..] == b"m"));
+}
+
+#[test]
+fn many_threads_never_exceed_the_room() {
+    let (handoff, _outlet, mut messages) = handoff(64, 1 << 20);
+    let handed: usize = std::thread::scope(|scope| {
+        let senders: Vec<_> = (0..4)
+            .map(|_| {
+                let mut outlet = handoff.outlet(ShardId::new(0)).unwrap();
+                scope.spawn(move || {
+                    let mut rest = Vec::new();
+                    (0..2_000)
+                        .map(|n| {
+                            let batch = fill(&mut outlet, 1 + n % 7);
+                            outlet.send(batch, &mut rest).messages
+                        })
+                        .sum::<usize>()
+                })
+            })
+            .collect();
+        let mut received = 0;
+        while senders.iter().any(|sender| !sender.is_finished()) {
+            received += usize::from(messages.try_recv().is_ok());
+        }
+        while messages.try_recv().is_ok() {
+            received += 1;
+        }
+        let handed: usize = senders.into_iter().map(|sender| sender.join().unwrap()).sum();
+        assert_eq!(handed, received);
+        handed
+    });
+    assert!(handed >= 64);
+    assert_eq!(messages.room.taken.load(Ordering::Relaxed), 0);
+}
