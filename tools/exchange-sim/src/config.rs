@@ -43,6 +43,11 @@ pub struct ExchangeConfig {
     /// Whether `ok` comes before or after the snapshots a command causes. Default
     /// [`AckOrder::AckFirst`].
     pub ack_order: AckOrder,
+    /// How frames are packed into TLS records. Default [`Packing::Stream`].
+    pub packing: Packing,
+    /// In paced mode: whether each event is written to its sockets before the next is made, rather
+    /// than once a tick, so that its time is the time of the write. Default false.
+    pub write_through: bool,
     /// TLS. Default true; false serves plain `ws://`.
     pub tls: bool,
 }
@@ -64,6 +69,8 @@ impl Default for ExchangeConfig {
             settled_markets_stream: false,
             snapshot_levels: 2..=8,
             ack_order: AckOrder::AckFirst,
+            packing: Packing::Stream,
+            write_through: false,
             tls: true,
         }
     }
@@ -77,6 +84,9 @@ pub enum Mode {
     Paced,
     /// As fast as each socket takes bytes.
     Burst,
+    /// As fast as each socket takes bytes, from frames prepared once: their numbers are right,
+    /// their contents repeat. For measuring readers, which it outruns.
+    Flood,
     /// No data frames; snapshots, answers, heartbeats and controls still work.
     Quiet,
 }
@@ -86,6 +96,7 @@ impl fmt::Display for Mode {
         formatter.write_str(match self {
             Self::Paced => "paced",
             Self::Burst => "burst",
+            Self::Flood => "flood",
             Self::Quiet => "quiet",
         })
     }
@@ -98,8 +109,46 @@ impl FromStr for Mode {
         match text {
             "paced" => Ok(Self::Paced),
             "burst" => Ok(Self::Burst),
+            "flood" => Ok(Self::Flood),
             "quiet" => Ok(Self::Quiet),
-            other => Err(format!("mode `{other}` does not exist: use paced, burst or quiet")),
+            other => {
+                Err(format!("mode `{other}` does not exist: use paced, burst, flood or quiet"))
+            }
+        }
+    }
+}
+
+/// How frames are packed into TLS records.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Packing {
+    /// Full records of 16 KiB; a frame may begin in one and end in the next.
+    #[default]
+    Stream,
+    /// As many whole frames as a record holds.
+    Whole,
+    /// One frame a record.
+    Single,
+}
+
+impl fmt::Display for Packing {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Stream => "stream",
+            Self::Whole => "whole",
+            Self::Single => "single",
+        })
+    }
+}
+
+impl FromStr for Packing {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "stream" => Ok(Self::Stream),
+            "whole" => Ok(Self::Whole),
+            "single" => Ok(Self::Single),
+            other => Err(format!("packing `{other}` does not exist: use stream, whole or single")),
         }
     }
 }

@@ -190,6 +190,20 @@ pub(crate) fn write(opcode: Opcode, head: &[u8], tail: &[u8], out: &mut Vec<u8>)
     out.extend_from_slice(tail);
 }
 
+/// The length of the frame at the front, header included; all there is if it is cut off.
+pub(crate) fn whole_length(bytes: &[u8]) -> usize {
+    let length = match bytes {
+        [_, 126, high, low, ..] => 4 + usize::from(u16::from_be_bytes([*high, *low])),
+        [_, 127, rest @ ..] => match rest.first_chunk::<8>() {
+            Some(long) => 10 + u64::from_be_bytes(*long) as usize,
+            None => bytes.len(),
+        },
+        [_, short, ..] => 2 + usize::from(short & 0x7f),
+        _ => bytes.len(),
+    };
+    length.min(bytes.len())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -28,6 +28,7 @@ mod command;
 mod config;
 mod conversation;
 mod exchange;
+mod flood;
 mod frame;
 mod ledger;
 mod link;
@@ -43,7 +44,7 @@ mod upgrade;
 mod venue;
 
 pub use audit::{Audit, Verdict};
-pub use config::{AckOrder, ExchangeConfig, Mode};
+pub use config::{AckOrder, ExchangeConfig, Mode, Packing};
 pub use exchange::{Exchange, ExchangeError};
 pub use ledger::{ConnectionRecord, Ended, Ledger, NumberRange, SidRecord};
 pub use server::ExchangeStats;

@@ -10,6 +10,7 @@ use mio::net::TcpStream;
 use rustls::{HandshakeKind, ServerConfig, ServerConnection};
 use socket2::SockRef;
 
+use crate::config::Packing;
 use crate::frame::Reader;
 use crate::ledger::Ended;
 use crate::outbox::Outbox;
@@ -60,6 +61,9 @@ pub(crate) struct Link {
     pub(crate) last_sent: Instant,
     pub(crate) readable: bool,
     pub(crate) writable: bool,
+    /// TLS records made of what was queued.
+    pub(crate) records: u64,
+    packing: Packing,
     pub(crate) ended: Ended,
 }
 
@@ -67,9 +71,14 @@ impl Link {
     pub(crate) fn new(
         socket: TcpStream,
         tls: Option<Arc<ServerConfig>>,
+        packing: Packing,
         now: Instant,
     ) -> Result<Self, rustls::Error> {
-        let tls = tls.map(ServerConnection::new).transpose()?.map(Box::new);
+        let mut tls = tls.map(ServerConnection::new).transpose()?.map(Box::new);
+        if let Some(tls) = &mut tls {
+            // What it is given in one go is bounded here, and must never be taken in part.
+            tls.set_buffer_limit(None);
+        }
         Ok(Self {
             socket,
             tls,
@@ -79,6 +88,8 @@ impl Link {
             last_sent: now,
             readable: true,
             writable: true,
+            records: 0,
+            packing,
             ended: Ended::Open,
         })
     }
@@ -132,10 +143,20 @@ impl Link {
                 Some(_) | None if out.is_empty() => return Ok(true),
                 Some(tls) if tls.is_handshaking() => return Ok(true),
                 Some(tls) => {
-                    let pending = out.pending();
-                    let chunk = pending.get(..TLS_CHUNK).unwrap_or(pending);
-                    let taken = tls.writer().write(chunk)?;
-                    out.consume(taken);
+                    let mut given = 0;
+                    while given < TLS_CHUNK && !out.is_empty() {
+                        let chunk = match self.packing {
+                            Packing::Stream => {
+                                let pending = out.pending();
+                                pending.get(..TLS_CHUNK).unwrap_or(pending)
+                            }
+                            packing => out.record(packing),
+                        };
+                        self.records += chunk.len().div_ceil(1 << 14) as u64;
+                        let taken = tls.writer().write(chunk)?;
+                        out.consume(taken);
+                        given += taken;
+                    }
                     continue;
                 }
                 None => {

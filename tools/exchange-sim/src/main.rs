@@ -2,13 +2,14 @@
 //! ready, one with its totals at the end. It never prints a key.
 
 use std::fs;
-use std::io::{self, Write};
+use std::io::{self, BufRead, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser;
-use exchange_sim::{Exchange, ExchangeConfig, Mode};
+use crossbeam_channel::{Receiver, select};
+use exchange_sim::{Exchange, ExchangeConfig, Mode, Packing};
 
 /// A stand-in for Kalshi's WebSocket exchange on a local address: TLS, signed upgrades, live
 /// traffic.
@@ -28,7 +29,8 @@ struct Flags {
     /// Data frames a second over all connections, in paced mode.
     #[arg(long, value_name = "R", default_value_t = 20_000)]
     rate: u64,
-    /// How traffic is made: paced, burst (as fast as sockets take it) or quiet.
+    /// How traffic is made: paced, burst (as fast as sockets take it), flood (the same from
+    /// prepared frames) or quiet.
     #[arg(long, default_value_t = Mode::Paced)]
     mode: Mode,
     /// Seed of all traffic.
@@ -40,6 +42,16 @@ struct Flags {
     /// Market swaps a minute in the background; 0 for none.
     #[arg(long, value_name = "N", default_value_t = 60)]
     churn: u32,
+    /// TLS records: stream (full), whole (as many whole frames as fit) or single (one frame).
+    #[arg(long, default_value_t = Packing::Stream)]
+    packing: Packing,
+    /// In paced mode, write each event at once rather than once a tick.
+    #[arg(long)]
+    write_through: bool,
+    /// Take commands from stdin, one a line (`mode M`, `rate R`, `stats`), and stop at its end.
+    /// Each is answered with one line: the totals so far.
+    #[arg(long)]
+    control: bool,
     /// Where to write the certificate authority clients must trust (PEM).
     #[arg(long, value_name = "FILE")]
     ca_out: Option<PathBuf>,
@@ -79,6 +91,8 @@ fn serve(flags: &Flags) -> Result<(), String> {
         mode: flags.mode,
         seed: flags.seed,
         max_connections: flags.max_connections,
+        packing: flags.packing,
+        write_through: flags.write_through,
         lifecycle_churn_per_minute: flags.churn,
         ..ExchangeConfig::default()
     };
@@ -90,9 +104,51 @@ fn serve(flags: &Flags) -> Result<(), String> {
         "markets": flags.markets,
     }))?;
     // A closed channel means that the handler is gone: stop as well.
-    stopped.recv().unwrap_or_default();
+    let lines = if flags.control { commands()? } else { crossbeam_channel::never() };
+    loop {
+        select! {
+            recv(stopped) -> _ => break,
+            recv(lines) -> line => match line {
+                Ok(line) => obey(&exchange, &line)?,
+                Err(_) => break,
+            },
+        }
+    }
     let stats = exchange.stats();
     exchange.stop();
+    say_totals(stats)
+}
+
+/// The lines of stdin, until it ends.
+fn commands() -> Result<Receiver<String>, String> {
+    let (sender, lines) = crossbeam_channel::bounded(16);
+    let read = move || {
+        for line in io::stdin().lock().lines() {
+            let Ok(line) = line else { return };
+            if sender.send(line).is_err() {
+                return;
+            }
+        }
+    };
+    let thread = std::thread::Builder::new().name("commands".to_owned()).spawn(read);
+    thread.map_err(|error| format!("cannot read stdin: {error}"))?;
+    Ok(lines)
+}
+
+fn obey(exchange: &Exchange, line: &str) -> Result<(), String> {
+    match line.split_once(' ') {
+        Some(("mode", mode)) => exchange.set_mode(mode.parse()?),
+        Some(("rate", rate)) => {
+            let number = rate.parse();
+            exchange.set_rate(number.map_err(|_| format!("`{rate}` is not a rate; give 20000"))?);
+        }
+        _ if line == "stats" => {}
+        _ => return Err(format!("`{line}` is not a command: use mode M, rate R or stats")),
+    }
+    say_totals(exchange.stats())
+}
+
+fn say_totals(stats: exchange_sim::ExchangeStats) -> Result<(), String> {
     let line = serde_json::to_value(stats).map_err(|error| format!("totals: {error}"))?;
     say(&line)
 }

@@ -1,11 +1,15 @@
 //! Bytes on their way to one client, in order. It never writes them anywhere itself.
 
+use crate::config::Packing;
 use crate::frame::{self, Opcode};
 
 /// Above this many bytes no data is generated for a client and its commands are not read.
 pub(crate) const BOUND: usize = 4 << 20;
 /// Capacity kept when empty.
 const KEPT: usize = 1 << 18;
+
+/// The most plaintext in one TLS record.
+const RECORD: usize = 1 << 14;
 
 /// A queue of plaintext.
 #[derive(Debug, Default)]
@@ -31,6 +35,20 @@ impl Outbox {
         self.bytes.get(self.head..).unwrap_or_default()
     }
 
+    /// The front of what is pending that makes the next TLS record; at least one frame.
+    pub(crate) fn record(&self, packing: Packing) -> &[u8] {
+        let pending = self.pending();
+        let mut end = frame::whole_length(pending);
+        while packing == Packing::Whole && end < RECORD {
+            let more = frame::whole_length(pending.get(end..).unwrap_or_default());
+            if more == 0 || end + more > RECORD {
+                break;
+            }
+            end += more;
+        }
+        pending.get(..end).unwrap_or(pending)
+    }
+
     pub(crate) fn consume(&mut self, count: usize) {
         self.head = (self.head + count).min(self.bytes.len());
         if self.head == self.bytes.len() {
@@ -46,6 +64,20 @@ impl Outbox {
         self.bytes.clear();
         if self.bytes.capacity() > KEPT {
             self.bytes.shrink_to(KEPT);
+        }
+    }
+
+    /// Uses `spare` as its buffer, if it holds nothing.
+    pub(crate) fn borrow(&mut self, spare: &mut Vec<u8>) {
+        if self.is_empty() {
+            std::mem::swap(&mut self.bytes, spare);
+        }
+    }
+
+    /// Gives its buffer back as `spare`, if it holds nothing.
+    pub(crate) fn give_back(&mut self, spare: &mut Vec<u8>) {
+        if self.is_empty() && spare.capacity() < self.bytes.capacity() {
+            std::mem::swap(&mut self.bytes, spare);
         }
     }
 

@@ -15,6 +15,7 @@ use serde::Serialize;
 use crate::churn::Churn;
 use crate::config::{ExchangeConfig, Mode};
 use crate::conversation::Next;
+use crate::flood;
 use crate::frame::Opcode;
 use crate::ledger::{ConnectionRecord, Ended, Ledger};
 use crate::link::{Link, Stage};
@@ -57,6 +58,8 @@ pub struct ExchangeStats {
     pub data_frames_sent: u64,
     /// Plaintext bytes handed to TLS or the socket.
     pub bytes_sent: u64,
+    /// TLS records they made.
+    pub records_sent: u64,
     /// Commands read.
     pub commands: u64,
     /// TCP connections accepted.
@@ -161,7 +164,7 @@ impl Server {
             let now = Instant::now();
             if self.traffic.running {
                 self.churn.tick(&mut self.venue, now);
-                self.traffic.tick(&mut self.venue, now);
+                self.pace(now);
             }
             self.send_news(now);
             busy = self.traffic.bursting() && self.burst(now);
@@ -228,7 +231,7 @@ impl Server {
         let token = Token(slot as usize + FIRST_SLOT);
         let both = Interest::READABLE | Interest::WRITABLE;
         let registered = self.poll.registry().register(&mut socket, token, both);
-        let link = Link::new(socket, self.tls.clone(), Instant::now());
+        let link = Link::new(socket, self.tls.clone(), self.config.packing, Instant::now());
         let (Ok(()), Ok(link)) = (registered, link) else {
             self.free.push(slot);
             return;
@@ -289,6 +292,7 @@ impl Server {
             return self.drop_link(slot);
         };
         self.stats.bytes_sent += (before - client.out.len()) as u64;
+        self.stats.records_sent += std::mem::take(&mut link.records);
         if was_full && !client.out.over_bound() {
             // Its commands were left unread for want of room.
             self.ready.push(slot);
@@ -307,6 +311,16 @@ impl Server {
         }
     }
 
+    fn pace(&mut self, now: Instant) {
+        if !self.config.write_through {
+            return self.traffic.tick(&mut self.venue, now);
+        }
+        self.traffic.earn(&self.venue, now);
+        while self.traffic.one(&mut self.venue) {
+            self.flush_dirty(now);
+        }
+    }
+
     /// Fills every socket that takes bytes; returns whether any data was made.
     fn burst(&mut self, now: Instant) -> bool {
         let mut made = false;
@@ -314,9 +328,21 @@ impl Server {
             let takes = |link: &Link| link.open() && link.writable;
             if self.links[slot].as_ref().is_some_and(takes) {
                 let slot = slot as u32;
-                if traffic::fill(&mut self.venue, slot, BURST_BYTES) {
+                let flood = self.traffic.mode == Mode::Flood;
+                let filled = if flood {
+                    flood::fill(&mut self.venue, slot, flood::BYTES)
+                } else {
+                    traffic::fill(&mut self.venue, slot, BURST_BYTES)
+                };
+                if filled {
                     made = true;
                     self.flush(slot, now);
+                    let spare = &mut self.venue.spare;
+                    if let Some(Some(client)) = self.venue.clients.get_mut(slot as usize)
+                        && flood
+                    {
+                        client.out.give_back(spare);
+                    }
                 }
             }
         }

@@ -35,31 +35,42 @@ impl Traffic {
     }
 
     pub(crate) fn bursting(&self) -> bool {
-        self.running && self.mode == Mode::Burst
+        self.running && matches!(self.mode, Mode::Burst | Mode::Flood)
     }
 
     /// Sends what is due since the last turn.
     pub(crate) fn tick(&mut self, venue: &mut Venue, now: Instant) {
+        self.earn(venue, now);
+        while self.one(venue) {}
+    }
+
+    /// Counts what has become due since the last turn.
+    pub(crate) fn earn(&mut self, venue: &Venue, now: Instant) {
         let elapsed = now.saturating_duration_since(self.last).min(CATCH_UP);
         self.last = now;
-        if !self.paced(venue) {
+        if self.paced(venue) {
+            self.carry += self.rate as f64 * elapsed.as_secs_f64();
+        } else {
             self.carry = 0.0;
-            return;
         }
-        self.carry += self.rate as f64 * elapsed.as_secs_f64();
+    }
+
+    /// Sends one of the messages that are due; false when none is.
+    pub(crate) fn one(&mut self, venue: &mut Venue) -> bool {
         let mut misses = 0;
         while self.carry >= 1.0 && misses < MOST_MISSES {
             match event(venue) {
                 0 => misses += 1,
                 frames => {
-                    misses = 0;
                     self.carry -= frames as f64;
+                    return true;
                 }
             }
         }
         if misses > 0 {
             self.carry = self.carry.min(1.0);
         }
+        false
     }
 }
 

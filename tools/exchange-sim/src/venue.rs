@@ -10,6 +10,7 @@ use fastrand::Rng;
 
 use crate::clock::{Stamp, StampWriter};
 use crate::config::{AckOrder, ExchangeConfig};
+use crate::flood::Shelf;
 use crate::frame::Opcode;
 use crate::ledger::{ConnectionRecord, Ended};
 use crate::market::{Listener, MarketId, Universe};
@@ -26,12 +27,13 @@ pub(crate) struct Client {
     pub(crate) upgraded: bool,
     pub(crate) out: Outbox,
     pub(crate) streams: Vec<Stream>,
+    pub(crate) shelf: Shelf,
     dirty: bool,
 }
 
 impl Client {
     /// Queues a data frame of one stream under its next number.
-    fn data(&mut self, stream: u32, kind: &str, head: &mut Vec<u8>, tail: &[u8]) {
+    pub(crate) fn data(&mut self, stream: u32, kind: &str, head: &mut Vec<u8>, tail: &[u8]) {
         let stream = &mut self.streams[stream as usize];
         let number = stream.take_data();
         head.clear();
@@ -73,7 +75,9 @@ pub(crate) struct Venue {
     pub(crate) ack_order: AckOrder,
     pub(crate) head: Vec<u8>,
     pub(crate) tail: Vec<u8>,
-    stamps: StampWriter,
+    /// A buffer that goes from one client to the next.
+    pub(crate) spare: Vec<u8>,
+    pub(crate) stamps: StampWriter,
     dirty: Vec<u32>,
     news: VecDeque<News>,
 }
@@ -97,6 +101,7 @@ impl Venue {
             ack_order: config.ack_order,
             head: Vec::with_capacity(256),
             tail: Vec::with_capacity(4_096),
+            spare: Vec::new(),
             stamps: StampWriter::new(),
             dirty: Vec::new(),
             news: VecDeque::new(),
@@ -115,6 +120,7 @@ impl Venue {
             upgraded: false,
             out: Outbox::default(),
             streams: Vec::new(),
+            shelf: Shelf::default(),
             dirty: false,
         });
     }
