@@ -49,6 +49,7 @@ mod mailbox;
 mod manager;
 mod market;
 mod messages;
+mod metrics;
 mod overflow;
 mod pool;
 #[cfg(test)]

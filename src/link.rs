@@ -126,6 +126,8 @@ impl Link {
         self.unread = false;
         let frames = self.framer.frames();
         let verdict = self.digest_frames(batch, notes, counters);
+        self.heard |= !batch.entries.is_empty();
+        counters.messages_received.add(widen(batch.entries.len()));
         if self.framer.frames() > frames {
             // Whole frames are a sign of life; bytes of one that never ends are not.
             self.last_inbound = batch.received_at.mono;
@@ -227,8 +229,6 @@ impl Link {
         observed: Observed,
         counters: &ShardCounters,
     ) -> Entry {
-        self.heard = true;
-        counters.messages_received.add(1);
         match envelope.kind {
             Kind::Unknown => counters.unknown_types.add(1),
             Kind::Unreadable => counters.unreadable.add(1),

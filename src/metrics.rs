@@ -1,0 +1,110 @@
+//! The statistics as Prometheus text, under the names the mission's family of programs uses. The
+//! host serves it where it serves its own.
+
+use std::fmt::{Display, Write};
+
+use crate::stats::Stats;
+
+impl Stats {
+    /// The figures in Prometheus' text exposition format, version 0.0.4.
+    ///
+    /// ```
+    /// # fn serve(handle: &kalshi_feed::Handle) {
+    /// let text = handle.stats().prometheus();
+    /// assert!(text.contains("conn_manager_connections_total 150"));
+    /// # }
+    /// ```
+    pub fn prometheus(&self) -> String {
+        let mut page = Page::default();
+        page.gauge("connections_total", "Connections in the pool.");
+        page.sample("", self.connections_total);
+        page.gauge("connections_healthy", "Connections live now, by role.");
+        for (role, count) in &self.connections_healthy_by_role {
+            page.sample(&format!("role=\"{role}\""), count);
+        }
+        page.gauge("subscriptions_total", "Subscriptions confirmed and open.");
+        page.sample("", self.subscriptions_total);
+        page.gauge("markets_total", "Order-book markets confirmed.");
+        page.sample("", self.markets_total);
+        for (name, help, count) in [
+            ("messages_received_total", "Data messages received.", self.messages_received),
+            ("messages_forwarded_total", "Handed to the host.", self.messages_forwarded),
+            ("messages_dropped_total", "Dropped for want of room.", self.messages_dropped),
+            ("sequence_gaps_total", "Holes in sequences, on the wire.", self.sequence_gaps),
+            ("messages_missed_total", "Slots in those holes.", self.messages_missed),
+            ("lifecycle_forwarded_total", "Handed to the registry.", self.lifecycle_forwarded),
+            ("lifecycle_discarded_total", "Nobody listened for.", self.lifecycle_discarded),
+            ("events_dropped_total", "Events without room.", self.events_dropped),
+        ] {
+            page.counter(name, help);
+            page.sample("", count);
+        }
+        page.counter("reconnects_total", "Returns to live, by connection.");
+        for (conn, role, count) in &self.reconnects_by_connection {
+            page.sample(&format!("conn_id=\"{conn}\",role=\"{role}\""), count);
+        }
+        page.counter("subscribe_errors_total", "Commands refused, by channel and code.");
+        for error in &self.subscribe_errors_by_code {
+            let labels = format!("channel=\"{}\",error_code=\"{}\"", error.channel, error.code);
+            page.sample(&labels, error.count);
+        }
+        page.text
+    }
+}
+
+/// A page being written: the metric under way, and the text so far.
+#[derive(Default)]
+struct Page {
+    text: String,
+    name: String,
+}
+
+impl Page {
+    fn gauge(&mut self, name: &str, help: &str) {
+        self.begin(name, help, "gauge");
+    }
+
+    fn counter(&mut self, name: &str, help: &str) {
+        self.begin(name, help, "counter");
+    }
+
+    fn begin(&mut self, name: &str, help: &str, kind: &str) {
+        self.name = format!("conn_manager_{name}");
+        let name = &self.name;
+        // Writing to a string cannot fail.
+        writeln!(self.text, "# HELP {name} {help}\n# TYPE {name} {kind}").unwrap_or_default();
+    }
+
+    fn sample(&mut self, labels: &str, value: impl Display) {
+        let labels = if labels.is_empty() { String::new() } else { format!("{{{labels}}}") };
+        writeln!(self.text, "{}{labels} {value}", self.name).unwrap_or_default();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use crate::ids::{ConnId, Role};
+    use crate::pool::PoolLayout;
+    use crate::stats::Counters;
+
+    #[test]
+    fn the_missions_names_are_kept() {
+        let counters = Counters::new(PoolLayout::default(), 2, Arc::default());
+        counters.control.reconnect(ConnId::new(7));
+        counters.control.subscribe_error(Role::Orderbook, 14);
+        counters.shards[1].messages_received.add(3);
+        let text = counters.snapshot(false).prometheus();
+        for line in [
+            "conn_manager_connections_total 150",
+            "conn_manager_connections_healthy{role=\"orderbook\"} 0",
+            "conn_manager_messages_received_total 3",
+            "conn_manager_sequence_gaps_total 0",
+            "conn_manager_reconnects_total{conn_id=\"7\",role=\"orderbook\"} 1",
+            "conn_manager_subscribe_errors_total{channel=\"orderbook_delta\",error_code=\"14\"} 1",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} in\n{text}");
+        }
+    }
+}
