@@ -276,8 +276,12 @@ impl Manager {
             return Err(StartError::Cancelled);
         }
         let (started, verdict) = bounded(1);
-        self.phase = Phase::Running(Box::new(self.spawn(started)?));
+        // Before the thread that takes it back.
         self.flags.running.store(true, Ordering::Release);
+        let running = self.spawn(started).inspect_err(|_| {
+            self.flags.running.store(false, Ordering::Release);
+        });
+        self.phase = Phase::Running(Box::new(running?));
         // The conductor answers by itself; its thread gone is the only other way out.
         let verdict = verdict.recv().unwrap_or_else(|_| {
             Err(StartError::Threads("the conductor's thread ended by a bug".to_owned()))
@@ -336,12 +340,13 @@ impl Manager {
         let Some(mut registry) = self.registry.take() else { return Err(StartError::Stopped) };
         let handoff = self.handoff.take();
         let remembered = std::mem::take(&mut self.remembered);
-        let counters = Arc::clone(&self.counters);
+        let (counters, flags) = (Arc::clone(&self.counters), Arc::clone(&self.flags));
         let run = move || {
             let mut conductor = Conductor::new(parts, clock::now());
             conductor.begin(&mut *registry, remembered);
             let cpu = &counters.control.conductor_cpu_ns;
             let conductor = thread::run_conductor(conductor, cpu);
+            flags.running.store(false, Ordering::Release);
             // After a start that succeeded this run's end is the end of `Messages`, whoever ended
             // it and whether or not anyone ever joins this thread.
             let handoff = handoff.filter(|_| !conductor.has_started());
