@@ -75,6 +75,8 @@ pub(crate) struct Conductor<L> {
     placing: bool,
     shards_running: usize,
     has_started: bool,
+    /// The cause of the last halt that was logged.
+    halted_by: Option<Cause>,
     /// Changes taken during the start, the last state of each market.
     remembered: BTreeMap<Ticker, bool>,
 }
@@ -92,6 +94,7 @@ impl<L> Conductor<L> {
             placing: false,
             shards_running: parts.shards.len(),
             has_started: false,
+            halted_by: None,
             remembered: BTreeMap::new(),
             parts,
         }
@@ -390,7 +393,13 @@ impl<L> Conductor<L> {
         connection.state = State::Halted;
         connection.cause = Some(cause.clone());
         let role = connection.role;
-        log::error!("connection {conn} ({role}) halted: {cause}");
+        // One cause often halts the whole pool at once: it is said once, and the event each time.
+        if self.halted_by.as_ref() == Some(&cause) {
+            log::debug!("connection {conn} ({role}) halted as well");
+        } else {
+            log::error!("connection {conn} ({role}) halted: {cause}");
+            self.halted_by = Some(cause.clone());
+        }
         self.event(Event::Halted { conn, role, cause });
     }
 
