@@ -179,15 +179,8 @@ impl<L> Conductor<L> {
     // What comes in.
 
     fn take_control(&mut self, now: Instant) {
-        if self.parts.stop_requested.swap(false, Ordering::AcqRel) {
-            self.stop(after(now, REQUESTED_STOP), now);
-        }
         while let Ok(control) = self.parts.inputs.control.try_recv() {
             match control {
-                // The flag may have been set after we looked.
-                Control::Wake if self.parts.stop_requested.swap(false, Ordering::AcqRel) => {
-                    self.stop(after(now, REQUESTED_STOP), now);
-                }
                 Control::Wake => {}
                 Control::Stop { until } => self.stop(until, now),
                 Control::Subscription { ticker, reply } => {
@@ -199,6 +192,10 @@ impl<L> Conductor<L> {
                     reply.try_send(self.parts.subscriptions.all()).unwrap_or_default();
                 }
             }
+        }
+        // Behind the queue: whoever found it full had set the flag before.
+        if self.parts.stop_requested.swap(false, Ordering::AcqRel) {
+            self.stop(after(now, REQUESTED_STOP), now);
         }
     }
 
@@ -226,7 +223,7 @@ impl<L> Conductor<L> {
                 return false;
             };
             change(&mut self.parts.subscriptions, &ticker, kind.wants_market());
-            if matches!(self.phase, Phase::Starting { .. }) {
+            if !self.has_started {
                 // Should this start fail, the next one asks the registry for its list again, which
                 // may be older than this change.
                 self.remembered.insert(ticker, kind.wants_market());
@@ -393,6 +390,7 @@ impl<L> Conductor<L> {
         connection.state = State::Halted;
         connection.cause = Some(cause.clone());
         let role = connection.role;
+        self.parts.subscriptions.abandon(conn);
         // One cause often halts the whole pool at once: it is said once, and the event each time.
         if self.halted_by.as_ref() == Some(&cause) {
             log::debug!("connection {conn} ({role}) halted as well");

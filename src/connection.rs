@@ -133,11 +133,11 @@ impl Connection {
         random: &mut fastrand::Rng,
     ) -> Verdict {
         if let State::Live { since } = self.state
-            && heard
             && now.saturating_duration_since(since) >= STABLE
         {
-            self.attempt = 0;
+            // A life of its own, however quiet, ends a row of failures.
             self.grave = 0;
+            self.attempt = if heard { 0 } else { self.attempt };
         }
         let disposition = cause.disposition();
         self.cause = Some(cause);

@@ -101,8 +101,9 @@ struct Running {
 
 /// What the conductor's thread leaves behind, for another start.
 struct Conducted {
-    registry: Box<dyn Registry>,
-    /// Gone once a start has succeeded: then the end of that run is the end of `Messages`.
+    /// Both gone once a start has succeeded: then the end of that run is the end of `Messages`,
+    /// and of whoever reports changes.
+    registry: Option<Box<dyn Registry>>,
     handoff: Option<Handoff>,
     remembered: BTreeMap<Ticker, bool>,
 }
@@ -185,9 +186,11 @@ impl Handle {
     /// once. [`Messages`] then ends; call `stop` for the report. Before a start it makes that
     /// start end as cancelled.
     pub fn request_stop(&self) {
-        self.flags.stop_requested.store(true, Ordering::Release);
-        // Only to wake the conductor: if its queue is full it is awake, and looks at the flag.
-        self.control.try_send(Control::Wake).unwrap_or_default();
+        if !self.flags.stop_requested.swap(true, Ordering::AcqRel) {
+            // Only to wake the conductor: if its queue is full it is about to empty it, and looks
+            // at the flag after that.
+            self.control.try_send(Control::Wake).unwrap_or_default();
+        }
     }
 }
 
@@ -349,7 +352,8 @@ impl Manager {
             flags.running.store(false, Ordering::Release);
             // After a start that succeeded this run's end is the end of `Messages`, whoever ended
             // it and whether or not anyone ever joins this thread.
-            let handoff = handoff.filter(|_| !conductor.has_started());
+            let again = !conductor.has_started();
+            let (registry, handoff) = (Some(registry).filter(|_| again), handoff.filter(|_| again));
             Conducted { registry, handoff, remembered: conductor.into_remembered() }
         };
         let conductor = thread::spawn(CONDUCTOR, None, &exits, run).map_err(threads)?;
@@ -399,12 +403,14 @@ impl Manager {
         let phase = std::mem::replace(&mut self.phase, Phase::Idle);
         if let Phase::Running(running) = phase {
             // Blocks for no longer than the conductor needs to take a question.
-            self.control.0.send_deadline(Control::Stop { until }, until).unwrap_or_default();
+            if self.flags.running.load(Ordering::Acquire) {
+                self.control.0.send_deadline(Control::Stop { until }, until).unwrap_or_default();
+            }
             stuck = await_threads(&running, after(until, Duration::from_millis(250)));
             if !stuck.iter().any(|name| name == CONDUCTOR) {
                 match running.conductor.join() {
                     Ok(Conducted { registry, handoff, remembered }) => {
-                        self.registry = Some(registry);
+                        self.registry = registry;
                         self.handoff = handoff;
                         self.remembered = remembered;
                     }

@@ -107,14 +107,13 @@ impl Sequences {
 
     /// Records a frame's number, before anything else looks at the frame.
     pub(crate) fn observe(&mut self, sid: Sid, seq: Seq) -> Observed {
-        let Some(state) = self.ensure(sid) else {
-            return Observed::Contiguous;
-        };
         let seq = seq.number();
-        if state.retired && seq <= state.seen {
+        if seq == 1 && self.restart_retired(sid) {
             // Given out again, and its data came before its acknowledgement.
-            state.restart();
+            let carry = std::mem::take(&mut self.carry);
+            self.owe_sid(sid, carry);
         }
+        let Some(state) = self.ensure(sid) else { return Observed::Contiguous };
         if seq > state.seen {
             let missing = seq - state.seen - 1;
             state.seen = seq;
@@ -126,7 +125,9 @@ impl Sequences {
         state.backward_run = if follows { state.backward_run + 1 } else { 1 };
         state.backward_last = seq;
         if state.backward_run >= BACKWARD_RUN_MAX {
+            // The new count is the one that goes on, until the subscription is renewed.
             state.backward_run = 0;
+            state.seen = seq;
             return Observed::Restarted;
         }
         if seq == state.seen { Observed::Duplicate } else { Observed::Backward }
@@ -162,6 +163,13 @@ impl Sequences {
     /// Lost under no sid that could tell of it: for the next one.
     pub(crate) fn owe(&mut self, messages: u64) {
         self.carry = self.carry.saturating_add(messages);
+    }
+
+    /// Starts a retired sid's count anew; false when it is not retired.
+    fn restart_retired(&mut self, sid: Sid) -> bool {
+        let index = self.find(sid);
+        let state = index.and_then(|index| self.states.get_mut(index));
+        state.filter(|state| state.retired).map(State::restart).is_some()
     }
 
     fn owe_sid(&mut self, sid: Sid, messages: u64) {

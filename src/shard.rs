@@ -247,8 +247,6 @@ impl<T: Transport> Shard<T> {
         crate::timer::earlier(retry, live)
     }
 
-    // Orders.
-
     fn adopt(&mut self, adoption: Adoption<T::Link>, now: Instant) {
         let Adoption { conn, epoch, role, link: mut socket, unread } = adoption;
         let Some(index) = self.index(conn) else {
@@ -319,13 +317,18 @@ impl<T: Transport> Shard<T> {
         if until > now && self.slots.iter().any(busy) {
             return;
         }
+        self.settle_all();
+        self.state = State::Stopped;
+        self.report(Report::Stopped);
+    }
+
+    /// Ends every connection, and tells what no later message can.
+    fn settle_all(&mut self) {
         for index in 0..self.slots.len() {
             self.abandon_held(index);
             self.lose(index, Cause::Stopped);
             self.tell_debt(index);
         }
-        self.state = State::Stopped;
-        self.report(Report::Stopped);
     }
 
     /// What a connection that is down owes, no next epoch will tell.
@@ -336,7 +339,12 @@ impl<T: Transport> Shard<T> {
     }
 
     /// What was lost and could not be told before the end.
-    pub(crate) fn into_untold(self) -> Vec<Untold> {
+    pub(crate) fn into_untold(mut self) -> Vec<Untold> {
+        if self.state == State::Running {
+            self.state = State::Failed;
+        }
+        // Nothing is left here after an orderly stop.
+        self.settle_all();
         self.untold
     }
 
@@ -346,10 +354,11 @@ impl<T: Transport> Shard<T> {
         held.abandon(&mut self.outlet, &self.counters, &mut self.untold);
     }
 
-    // The hot path.
-
     /// Reads once, digests, hands over, sends.
     fn drive(&mut self, index: usize, now: Instant) {
+        if self.state == State::Failed {
+            return;
+        }
         let Some(slot) = self.slots.get_mut(index) else {
             return;
         };
@@ -430,8 +439,6 @@ impl<T: Transport> Shard<T> {
         verdict
     }
 
-    // What must not be dropped.
-
     fn retry_held(&mut self, index: usize, now: Instant) {
         let Some(slot) = self.slots.get_mut(index) else { return };
         let held = std::mem::replace(&mut slot.held, Held::Nothing);
@@ -463,8 +470,6 @@ impl<T: Transport> Shard<T> {
             self.report(Report::RegistryHungUp);
         }
     }
-
-    // One connection's housekeeping.
 
     fn tick(&mut self, index: usize, now: Instant) {
         let mut notes = std::mem::take(&mut self.scratch.notes);

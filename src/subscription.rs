@@ -318,6 +318,21 @@ impl Subscriptions {
         self.forget_all(conn);
     }
 
+    /// The connection is given up: its markets look for another.
+    pub(crate) fn abandon(&mut self, conn: ConnId) {
+        self.down(conn);
+        let Some(member) = self.member(conn) else { return };
+        let markets = std::mem::take(&mut member.markets);
+        member.queue.clear();
+        member.wanted = 0;
+        for index in markets {
+            self.assigner.unplace(conn);
+            let Some(market) = self.markets.get_mut(index) else { continue };
+            (market.place, market.queued) = (None, false);
+            if market.wanted { self.enqueue(index) } else { self.release(index) }
+        }
+    }
+
     /// Every market of the connection is off the exchange.
     fn forget_all(&mut self, conn: ConnId) {
         let Some(markets) = self.member(conn).map(|member| member.markets.clone()) else { return };

@@ -245,6 +245,30 @@ fn a_reconnect_replays_what_is_wanted_then() {
 }
 
 #[test]
+fn markets_of_a_connection_given_up_move_to_the_others() {
+    let mut world = World::new();
+    (1..=3).for_each(|index| world.up(index));
+    (0..MARKETS).for_each(|number| world.want(number));
+    world.quiesce();
+    world.unwant(0);
+    world.down(2);
+    world.peers[2].markets.clear();
+    world.subscriptions.abandon(World::conn(2));
+    for _ in 0..50 {
+        world.now += Duration::from_secs(60);
+        world.pump();
+        for index in [1, 3] {
+            while !world.peers[index].in_flight.is_empty() {
+                world.end(index, 9);
+            }
+        }
+    }
+    let loads: Vec<_> = world.peers[1..].iter().map(|peer| peer.markets.len()).collect();
+    assert_eq!(loads.iter().sum::<usize>(), usize::from(MARKETS) - 1, "{loads:?}");
+    assert_eq!((loads[1], world.subscriptions.totals().1), (0, u64::from(MARKETS) - 1));
+}
+
+#[test]
 fn an_exchange_that_ends_every_subscription_is_not_asked_without_pause() {
     let mut world = World::new();
     world.up(1);
