@@ -492,6 +492,7 @@ fn settled_markets_stream_on_only_when_asked_to() {
         let markets = exchange.active_markets();
         let mut client = Client::connect(&exchange);
         client.subscribe(1, &["orderbook_delta"], &markets[..2]);
+        assert_eq!(client.json()["type"], "subscribed");
         exchange.settle_markets(&markets[..1]);
         let before = exchange.ledger().connections[0].sids.first().map_or(0, |sid| sid.last_number);
         let (mut settled, mut seen) = (0, 0);
