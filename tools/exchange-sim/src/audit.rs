@@ -34,14 +34,8 @@ pub(crate) struct Up {
 #[derive(Clone, Debug)]
 pub(crate) struct EpochLog {
     pub(crate) epoch: u32,
-    pub(crate) sids: Vec<SidLog>,
-}
-
-/// What was delivered of one sid.
-#[derive(Clone, Debug)]
-pub(crate) struct SidLog {
-    pub(crate) sid: u64,
-    pub(crate) spans: Vec<Span>,
+    /// By sid, in the order of delivery.
+    pub(crate) sids: BTreeMap<u64, Vec<Span>>,
 }
 
 /// Messages `first..=last` delivered in order with nothing missing inside; the first of them said
@@ -80,7 +74,7 @@ impl Audit {
             *self.unnumbered.entry((conn, epoch)).or_default() += 1;
             return;
         };
-        let spans = &mut self.log(conn, epoch, sid).spans;
+        let spans = self.log(conn, epoch, sid);
         match spans.last_mut() {
             Some(span) if gap_size == 0 && number == span.last.wrapping_add(1) => {
                 span.last = number;
@@ -104,8 +98,8 @@ impl Audit {
                 continue;
             };
             for log in epochs {
-                for sid in log.sids {
-                    self.log(conn, log.epoch, sid.sid).spans.extend(sid.spans);
+                for (sid, spans) in log.sids {
+                    self.log(conn, log.epoch, sid).extend(spans);
                 }
             }
         }
@@ -123,7 +117,7 @@ impl Audit {
         settle::settle(self, ledger)
     }
 
-    fn log(&mut self, conn: u16, epoch: u32, sid: u64) -> &mut SidLog {
+    fn log(&mut self, conn: u16, epoch: u32, sid: u64) -> &mut Vec<Span> {
         let conn = usize::from(conn);
         if conn >= self.connections.len() {
             self.connections.resize_with(conn + 1, Vec::new);
@@ -133,19 +127,11 @@ impl Audit {
         let at = match epochs.iter().rposition(|log| log.epoch == epoch) {
             Some(at) => at,
             None => {
-                epochs.push(EpochLog { epoch, sids: Vec::new() });
+                epochs.push(EpochLog { epoch, sids: BTreeMap::new() });
                 epochs.len() - 1
             }
         };
-        let sids = &mut epochs[at].sids;
-        let at = match sids.iter().rposition(|log| log.sid == sid) {
-            Some(at) => at,
-            None => {
-                sids.push(SidLog { sid, spans: Vec::new() });
-                sids.len() - 1
-            }
-        };
-        &mut sids[at]
+        epochs[at].sids.entry(sid).or_default()
     }
 
     /// Pairs every up with the ledger's connection of that address. Addresses get reused: of
@@ -176,17 +162,26 @@ impl Audit {
     }
 
     fn fits(&self, up: Up, record: &ConnectionRecord) -> bool {
-        self.sids(up.conn, up.epoch).iter().all(|log| {
-            let most = log.spans.iter().map(|span| span.last).max().unwrap_or(0);
-            record.sids.iter().any(|sid| sid.sid == log.sid && sid.last_number >= most)
+        self.sids(up.conn, up.epoch).all(|(sid, spans)| {
+            let most = spans.iter().map(|span| span.last).max().unwrap_or(0);
+            record.sid(sid).is_some_and(|record| record.last_number >= most)
         })
     }
 
-    pub(crate) fn sids(&self, conn: u16, epoch: u32) -> &[SidLog] {
-        self.connections
-            .get(usize::from(conn))
-            .and_then(|epochs| epochs.iter().find(|log| log.epoch == epoch))
-            .map_or(&[], |log| &log.sids)
+    fn epoch(&self, conn: u16, epoch: u32) -> Option<&EpochLog> {
+        self.connections.get(usize::from(conn))?.iter().find(|log| log.epoch == epoch)
+    }
+
+    /// What was delivered of one sid.
+    pub(crate) fn spans(&self, up: Up, sid: u64) -> &[Span] {
+        let log = self.epoch(up.conn, up.epoch);
+        log.and_then(|log| log.sids.get(&sid)).map_or(&[], Vec::as_slice)
+    }
+
+    /// Everything delivered in one epoch, by sid.
+    pub(crate) fn sids(&self, conn: u16, epoch: u32) -> impl Iterator<Item = (u64, &[Span])> {
+        let sids = self.epoch(conn, epoch).map(|log| log.sids.iter());
+        sids.into_iter().flatten().map(|(&sid, spans)| (sid, spans.as_slice()))
     }
 }
 

@@ -89,7 +89,7 @@ impl Churn {
             pause(venue, id);
             self.due.push_back((now + PAUSE, Due::Resume(ticker)));
         } else {
-            venue.announce(happening, &ticker);
+            venue.announce(happening, State::Active, &ticker);
         }
     }
 
@@ -119,8 +119,8 @@ impl Churn {
 pub(crate) fn create(venue: &mut Venue) -> Arc<str> {
     let id = venue.universe.create(&mut venue.rng);
     let ticker = Arc::clone(&venue.universe.market(id).ticker);
-    venue.announce(Happening::Created, &ticker);
-    venue.announce(Happening::Activated, &ticker);
+    venue.announce(Happening::Created, State::Unlisted, &ticker);
+    venue.announce(Happening::Opened, State::Unlisted, &ticker);
     ticker
 }
 
@@ -129,7 +129,7 @@ pub(crate) fn pause(venue: &mut Venue, id: MarketId) {
     if venue.universe.market(id).state == State::Active {
         let ticker = Arc::clone(&venue.universe.market(id).ticker);
         venue.universe.halt(id, State::Paused);
-        venue.announce(Happening::Deactivated, &ticker);
+        venue.announce(Happening::Deactivated, State::Active, &ticker);
     }
 }
 
@@ -138,16 +138,17 @@ pub(crate) fn resume(venue: &mut Venue, id: MarketId) {
     if venue.universe.market(id).state == State::Paused {
         let ticker = Arc::clone(&venue.universe.market(id).ticker);
         venue.universe.activate(id, &mut venue.rng);
-        venue.announce(Happening::Activated, &ticker);
+        venue.announce(Happening::Activated, State::Paused, &ticker);
     }
 }
 
 /// Ends trading of a market.
 pub(crate) fn determine(venue: &mut Venue, id: MarketId) -> Arc<str> {
     let ticker = Arc::clone(&venue.universe.market(id).ticker);
-    if matches!(venue.universe.market(id).state, State::Active | State::Paused) {
+    let was = venue.universe.market(id).state;
+    if matches!(was, State::Active | State::Paused) {
         venue.universe.halt(id, State::Determined);
-        venue.announce(Happening::Determined, &ticker);
+        venue.announce(Happening::Determined, was, &ticker);
     }
     ticker
 }
@@ -157,6 +158,6 @@ pub(crate) fn settle(venue: &mut Venue, id: MarketId) {
     if venue.universe.market(id).state == State::Determined {
         let ticker = Arc::clone(&venue.universe.market(id).ticker);
         venue.universe.halt(id, State::Settled);
-        venue.announce(Happening::Settled, &ticker);
+        venue.announce(Happening::Settled, State::Determined, &ticker);
     }
 }

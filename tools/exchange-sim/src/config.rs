@@ -7,6 +7,8 @@ use std::ops::RangeInclusive;
 use std::str::FromStr;
 use std::time::Duration;
 
+use crate::faults::{BadTickers, FaultRule};
+
 /// Settings of one simulated exchange.
 #[derive(Clone, Debug)]
 pub struct ExchangeConfig {
@@ -43,6 +45,23 @@ pub struct ExchangeConfig {
     /// Whether `ok` comes before or after the snapshots a command causes. Default
     /// [`AckOrder::AckFirst`].
     pub ack_order: AckOrder,
+    /// Which description of the exchange it follows. Default [`Dialect::Live`].
+    pub dialect: Dialect,
+    /// What a `subscribe` to a channel the connection has already does. Default
+    /// [`Duplicates::Merge`]; in [`Dialect::Legacy`] a market's second one is always refused.
+    pub duplicate_subscribe: Duplicates,
+    /// Whether `get_snapshot` is answered with an `ok` after its snapshots. Default false.
+    pub snapshot_ok: bool,
+    /// Most markets of one subscription; adding more is answered with error 26 and adds nothing.
+    /// Default 500 000, the live exchange's limit per session.
+    pub markets_per_subscription: usize,
+    /// Most commands a second on one subscription; more are answered with error 27 and not carried
+    /// out. Default none.
+    pub commands_per_second: Option<u32>,
+    /// Tickers no command may name. Default none.
+    pub bad_tickers: BadTickers,
+    /// What goes wrong with commands; the first rule that strikes counts. Default nothing.
+    pub faults: Vec<FaultRule>,
     /// How frames are packed into TLS records. Default [`Packing::Stream`].
     pub packing: Packing,
     /// In paced mode: whether each event is written to its sockets before the next is made, rather
@@ -69,6 +88,13 @@ impl Default for ExchangeConfig {
             settled_markets_stream: false,
             snapshot_levels: 2..=8,
             ack_order: AckOrder::AckFirst,
+            dialect: Dialect::Live,
+            duplicate_subscribe: Duplicates::Merge,
+            snapshot_ok: false,
+            markets_per_subscription: 500_000,
+            commands_per_second: None,
+            bad_tickers: BadTickers::default(),
+            faults: Vec::new(),
             packing: Packing::Stream,
             write_through: false,
             tls: true,
@@ -161,4 +187,25 @@ pub enum AckOrder {
     AckFirst,
     /// The snapshots first.
     SnapshotsFirst,
+}
+
+/// Which description of the exchange is followed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Dialect {
+    /// What the live exchange does: one sid per channel and connection, lists, integer codes.
+    #[default]
+    Live,
+    /// The mission's page: one ticker per `subscribe` and one sid for it, `unsubscribe` to remove
+    /// it, the channel `market_lifecycle` with `status_change`, text codes.
+    Legacy,
+}
+
+/// What a repeated `subscribe` to a channel does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Duplicates {
+    /// It merges into the first (live since October 2025).
+    #[default]
+    Merge,
+    /// It is answered with error 6, "Already subscribed", and adds nothing (before that).
+    Refuse,
 }

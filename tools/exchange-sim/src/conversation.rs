@@ -140,7 +140,7 @@ impl Server {
                 }
             };
             match (message, link.open()) {
-                (Message::Text(text), true) => self.venue.answer(slot, &text),
+                (Message::Text(text), true) => self.venue.answer(slot, &text, Instant::now()),
                 (Message::Ping(payload), true) => {
                     if let Some(client) = self.venue.client(slot) {
                         client.out.frame(Opcode::Pong, &payload, &[]);
@@ -197,7 +197,7 @@ impl Server {
     }
 
     /// Places of the open connections with these addresses.
-    fn slots(&self, peers: &[SocketAddr]) -> Vec<u32> {
+    pub(crate) fn slots(&self, peers: &[SocketAddr]) -> Vec<u32> {
         let mut slots = Vec::with_capacity(peers.len());
         for (slot, link) in self.links.iter().enumerate() {
             let client = self.venue.clients.get(slot).and_then(Option::as_ref);

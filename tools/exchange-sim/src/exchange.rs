@@ -264,11 +264,11 @@ impl Exchange {
 
     /// Runs something on the exchange's thread and waits until it is done; returns at once if the
     /// thread has died.
-    fn tell(&self, order: impl FnOnce(&mut Server) + Send + 'static) {
+    pub(crate) fn tell(&self, order: impl FnOnce(&mut Server) + Send + 'static) {
         self.ask(order);
     }
 
-    fn ask<R: Send + 'static>(
+    pub(crate) fn ask<R: Send + 'static>(
         &self,
         order: impl FnOnce(&mut Server) -> R + Send + 'static,
     ) -> Option<R> {

@@ -102,7 +102,7 @@ fn tail(venue: &mut Venue, channel: Channel, id: u32) -> Option<Box<[u8]>> {
             let trade = Trade { id, yes_price, size, taker };
             payload::trade(&market.ticker, stamp, &trade, &mut out);
         }
-        Channel::Lifecycle | Channel::Silent(..) => return None,
+        Channel::Lifecycle | Channel::LegacyLifecycle | Channel::Silent(..) => return None,
     }
     Some(out.into_boxed_slice())
 }

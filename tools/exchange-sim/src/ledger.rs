@@ -53,6 +53,11 @@ pub struct SidRecord {
     pub control_slots: Vec<NumberRange>,
     /// Numbers given to frames that were deliberately never written, ascending.
     pub withheld: Vec<NumberRange>,
+    /// Which of the connection's data frames, counted from 1 over all its sids, was the first of
+    /// this sid; 0 when there was none.
+    pub first_position: u64,
+    /// The same of its last data frame.
+    pub last_position: u64,
 }
 
 /// One accepted TCP connection.
@@ -68,6 +73,14 @@ pub struct ConnectionRecord {
     pub ended: Ended,
     /// Its subscriptions, by ascending sid, those ended included.
     pub sids: Vec<SidRecord>,
+}
+
+impl ConnectionRecord {
+    /// What was sent on one sid.
+    pub(crate) fn sid(&self, sid: u64) -> Option<&SidRecord> {
+        let at = self.sids.binary_search_by_key(&sid, |record| record.sid).ok()?;
+        self.sids.get(at)
+    }
 }
 
 /// Everything the exchange sent since it started.

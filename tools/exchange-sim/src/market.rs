@@ -27,6 +27,19 @@ pub(crate) enum State {
     Settled,
 }
 
+impl State {
+    /// The mission's word for it.
+    pub(crate) fn status(self) -> &'static str {
+        match self {
+            Self::Unlisted => "",
+            Self::Active => "active",
+            Self::Paused => "inactive",
+            Self::Determined => "determined",
+            Self::Settled => "finalized",
+        }
+    }
+}
+
 /// One listener of a market: which connection, which of its streams, and where in the stream's list
 /// of members the market stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -177,6 +190,12 @@ impl Universe {
         self.by_ticker.find(hash, same).copied()
     }
 
+    /// Whether a stream listens to the market of that name.
+    pub(crate) fn has_listener(&self, ticker: &str, client: u32, stream: u32) -> bool {
+        let listens = |listener: &Listener| (listener.client, listener.stream) == (client, stream);
+        self.find(ticker).is_some_and(|id| self.market(id).listeners().iter().any(listens))
+    }
+
     pub(crate) fn market(&self, id: MarketId) -> &Market {
         &self.markets[id as usize]
     }
@@ -297,6 +316,11 @@ impl Universe {
             .collect();
         tickers.sort_unstable();
         tickers
+    }
+
+    /// Every market that is known.
+    pub(crate) fn markets(&self) -> impl Iterator<Item = &Market> {
+        self.markets.iter()
     }
 
     /// Names held, listed or not; freed places apart.

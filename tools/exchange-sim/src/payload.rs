@@ -55,7 +55,7 @@ fn uuid(bits: u128, out: &mut Vec<u8>) {
 }
 
 /// Appends a JSON string with its quotes.
-fn quoted(text: &str, out: &mut Vec<u8>) {
+pub(crate) fn quoted(text: &str, out: &mut Vec<u8>) {
     out.push(b'"');
     let plain = |byte: u8| byte >= 0x20 && byte != b'"' && byte != b'\\';
     if text.bytes().all(plain) {
@@ -73,7 +73,7 @@ fn quoted(text: &str, out: &mut Vec<u8>) {
     out.push(b'"');
 }
 
-fn put(out: &mut Vec<u8>, text: &str) {
+pub(crate) fn put(out: &mut Vec<u8>, text: &str) {
     out.extend_from_slice(text.as_bytes());
 }
 
@@ -88,9 +88,27 @@ pub(crate) fn sequenced_head(kind: &str, sid: u64, seq: u64, out: &mut Vec<u8>) 
     put(out, ",\"msg\":{");
 }
 
-/// `{"type":"ticker","sid":S,"msg":{"Clock":N,`
-pub(crate) fn ticker_head(sid: u64, clock: u64, out: &mut Vec<u8>) {
-    put(out, "{\"type\":\"ticker\",\"sid\":");
+/// `{"type":T,"id":I,"sid":S,"seq":N,"msg":{`: data that answers a command; no `id` if that is 0.
+pub(crate) fn answering_head(kind: &str, id: u64, sid: u64, seq: u64, out: &mut Vec<u8>) {
+    put(out, "{\"type\":\"");
+    put(out, kind);
+    out.push(b'"');
+    if id != 0 {
+        put(out, ",\"id\":");
+        uint(id, out);
+    }
+    put(out, ",\"sid\":");
+    uint(sid, out);
+    put(out, ",\"seq\":");
+    uint(seq, out);
+    put(out, ",\"msg\":{");
+}
+
+/// `{"type":T,"sid":S,"msg":{"Clock":N,`: data of a channel without `seq`.
+pub(crate) fn clocked_head(kind: &str, sid: u64, clock: u64, out: &mut Vec<u8>) {
+    put(out, "{\"type\":\"");
+    put(out, kind);
+    put(out, "\",\"sid\":");
     uint(sid, out);
     put(out, ",\"msg\":{\"Clock\":");
     uint(clock, out);
@@ -243,6 +261,9 @@ pub(crate) fn trade(ticker: &str, stamp: Stamp, trade: &Trade, out: &mut Vec<u8>
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Happening {
     Created,
+    /// Activated for the first time.
+    Opened,
+    /// Activated again after a pause.
     Activated,
     Deactivated,
     Determined,
@@ -278,7 +299,9 @@ pub(crate) fn lifecycle(happening: Happening, ticker: &str, seconds: u64, out: &
             created(ticker, seconds, out);
             ",\"event_type\":\"created\""
         }
-        Happening::Activated => ",\"is_deactivated\":false,\"event_type\":\"activated\"",
+        Happening::Opened | Happening::Activated => {
+            ",\"is_deactivated\":false,\"event_type\":\"activated\""
+        }
         Happening::Deactivated => ",\"is_deactivated\":true,\"event_type\":\"deactivated\"",
         Happening::Determined => {
             put(out, ",\"determination_ts\":");
@@ -314,6 +337,43 @@ pub(crate) fn lifecycle(happening: Happening, ticker: &str, seconds: u64, out: &
     put(out, "}}\n");
 }
 
+/// The tail of a `market_lifecycle`, the mission's lifecycle message; `None` for what its page does
+/// not know. A market is created active, so its first activation is not told again.
+pub(crate) fn status(
+    happening: Happening,
+    was: &str,
+    ticker: &str,
+    seconds: u64,
+    out: &mut Vec<u8>,
+) -> Option<()> {
+    let (event, old, new) = match happening {
+        Happening::Created => ("created", "", "active"),
+        Happening::Opened => return None,
+        Happening::Activated => ("status_change", was, "active"),
+        Happening::Deactivated => ("status_change", was, "inactive"),
+        Happening::Determined => ("status_change", was, "determined"),
+        Happening::Settled => ("settled", was, "finalized"),
+        Happening::MetadataUpdated | Happening::EventLifecycle | Happening::EventFeeUpdate => {
+            return None;
+        }
+    };
+    put(out, "\"market_ticker\":");
+    quoted(ticker, out);
+    for (key, value) in [("event_type", event), ("old_status", old), ("new_status", new)] {
+        put(out, ",\"");
+        put(out, key);
+        put(out, "\":\"");
+        put(out, value);
+        out.push(b'"');
+    }
+    let over = matches!(happening, Happening::Determined | Happening::Settled);
+    put(out, if over { ",\"result\":\"yes\"" } else { ",\"result\":\"\"" });
+    put(out, ",\"ts\":");
+    uint(seconds, out);
+    put(out, "}}\n");
+    Some(())
+}
+
 fn created(ticker: &str, seconds: u64, out: &mut Vec<u8>) {
     put(out, ",\"exchange_index\":0,\"open_ts\":");
     uint(seconds, out);
@@ -337,88 +397,6 @@ fn created(ticker: &str, seconds: u64, out: &mut Vec<u8>) {
     put(out, ",\"expected_expiration_ts\":");
     uint(seconds + 3_900, out);
     put(out, ",\"strike_type\":\"greater\"}");
-}
-
-/// `,"id":N` when the command had one.
-fn id(value: u64, out: &mut Vec<u8>) {
-    if value != 0 {
-        put(out, ",\"id\":");
-        uint(value, out);
-    }
-}
-
-fn scope(sid: Option<u64>, seq: Option<u64>, out: &mut Vec<u8>) {
-    if let Some(sid) = sid {
-        put(out, ",\"sid\":");
-        uint(sid, out);
-    }
-    if let Some(seq) = seq {
-        put(out, ",\"seq\":");
-        uint(seq, out);
-    }
-}
-
-/// The whole of a `subscribed`.
-pub(crate) fn subscribed(command: u64, channel: &str, sid: u64, out: &mut Vec<u8>) {
-    put(out, "{\"type\":\"subscribed\"");
-    id(command, out);
-    put(out, ",\"msg\":{\"channel\":");
-    quoted(channel, out);
-    put(out, ",\"sid\":");
-    uint(sid, out);
-    put(out, "}}\n");
-}
-
-/// The whole of an `unsubscribed`.
-pub(crate) fn unsubscribed(command: u64, sid: u64, seq: Option<u64>, out: &mut Vec<u8>) {
-    put(out, "{\"type\":\"unsubscribed\"");
-    id(command, out);
-    scope(Some(sid), seq, out);
-    put(out, "}\n");
-}
-
-/// The whole of an `ok`; `tickers` is the full list, `None` when the client asked to skip it.
-pub(crate) fn ok<'a>(
-    command: u64,
-    sid: u64,
-    seq: Option<u64>,
-    tickers: Option<impl Iterator<Item = &'a str>>,
-    out: &mut Vec<u8>,
-) {
-    put(out, "{\"type\":\"ok\"");
-    id(command, out);
-    scope(Some(sid), seq, out);
-    put(out, ",\"msg\":{");
-    if let Some(tickers) = tickers {
-        put(out, "\"market_tickers\":[");
-        for (at, ticker) in tickers.enumerate() {
-            if at > 0 {
-                out.push(b',');
-            }
-            quoted(ticker, out);
-        }
-        out.push(b']');
-    }
-    put(out, "}}\n");
-}
-
-/// The whole of an `error`.
-pub(crate) fn error(
-    command: u64,
-    sid: Option<u64>,
-    seq: Option<u64>,
-    code: u64,
-    text: &str,
-    out: &mut Vec<u8>,
-) {
-    put(out, "{\"type\":\"error\"");
-    id(command, out);
-    scope(sid, seq, out);
-    put(out, ",\"msg\":{\"code\":");
-    uint(code, out);
-    put(out, ",\"msg\":");
-    quoted(text, out);
-    put(out, "}}\n");
 }
 
 #[cfg(test)]
@@ -460,7 +438,7 @@ mod tests {
     fn ticker_and_trade_have_the_recorded_keys_and_sizes() {
         let book = Book::opening(5, &(3..=3));
         let (value, size) = whole(
-            |out| ticker_head(3, 17, out),
+            |out| clocked_head("ticker", 3, 17, out),
             |out| ticker(&subject(), &book, &mut StampWriter::new(), out),
         );
         assert!(value.get("seq").is_none());
@@ -508,6 +486,25 @@ mod tests {
     }
 
     #[test]
+    fn the_missions_lifecycle_tells_old_and_new_status() {
+        let tell = |happening, was| {
+            let mut out = Vec::new();
+            clocked_head("market_lifecycle", 1, 4, &mut out);
+            status(happening, was, TICKER, 1_705_328_200, &mut out)?;
+            Some(serde_json::from_slice::<Value>(&out).expect("valid JSON"))
+        };
+        let got = tell(Happening::Deactivated, "active").unwrap_or_default();
+        let want = serde_json::json!({"type":"market_lifecycle","sid":1,"msg":{"Clock":4,
+            "market_ticker":TICKER,"event_type":"status_change","old_status":"active",
+            "new_status":"inactive","result":"","ts":1_705_328_200}});
+        assert_eq!(got, want);
+        let got = tell(Happening::Settled, "determined").unwrap_or_default();
+        assert_eq!(got["msg"]["event_type"], "settled");
+        assert_eq!(got["msg"]["new_status"], "finalized");
+        assert_eq!(tell(Happening::EventFeeUpdate, "active"), None);
+    }
+
+    #[test]
     fn snapshots_leave_empty_sides_out() {
         let (value, _) = whole(
             |out| sequenced_head("orderbook_snapshot", 1, 1, out),
@@ -521,22 +518,5 @@ mod tests {
         );
         assert_eq!(value["msg"]["yes_dollars_fp"].as_array().map(Vec::len), Some(2));
         assert!((220..=320).contains(&size), "{size}");
-    }
-
-    #[test]
-    fn replies_echo_ids_and_escape_names() {
-        let (value, _) = whole(|_| (), |out| error(0, None, None, 1, "a\"b\n", out));
-        assert!(value.get("id").is_none());
-        assert_eq!(value["msg"]["msg"], "a\"b\n");
-        let names = ["A", "B\\\""];
-        let (value, _) = whole(|_| (), |out| ok(7, 1, Some(6), Some(names.into_iter()), out));
-        assert_eq!(value["msg"]["market_tickers"][1], "B\\\"");
-        assert_eq!((&value["id"], &value["seq"]), (&7.into(), &6.into()));
-        let none = || None::<std::iter::Empty<&str>>;
-        let (value, _) = whole(|_| (), |out| ok(7, 1, None, none(), out));
-        assert_eq!(value["msg"], serde_json::json!({}));
-        let (value, size) = whole(|_| (), |out| subscribed(1, "orderbook_delta", 1, out));
-        assert_eq!(value["msg"]["sid"], 1);
-        assert!((63..=78).contains(&size), "{size}");
     }
 }

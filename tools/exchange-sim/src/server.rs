@@ -15,6 +15,7 @@ use serde::Serialize;
 use crate::churn::Churn;
 use crate::config::{ExchangeConfig, Mode};
 use crate::conversation::Next;
+use crate::faults::VerbCounts;
 use crate::flood;
 use crate::frame::Opcode;
 use crate::ledger::{ConnectionRecord, Ended, Ledger};
@@ -60,8 +61,19 @@ pub struct ExchangeStats {
     pub bytes_sent: u64,
     /// TLS records they made.
     pub records_sent: u64,
-    /// Commands read.
+    /// Text messages read, commands or not.
     pub commands: u64,
+    /// The same by kind.
+    pub verbs: VerbCounts,
+    /// Commands something was made to go wrong with.
+    pub faults: u64,
+    /// Errors sent, in answer to commands or not.
+    pub errors_sent: u64,
+    /// Most commands of one connection waiting for their replies at a time; more than one only
+    /// where replies are late.
+    pub most_in_flight: u64,
+    /// Markets of order-book subscriptions now, summed over all connections.
+    pub book_markets: u64,
     /// TCP connections accepted.
     pub connections_accepted: u64,
     /// Upgrades answered with 101.
@@ -162,6 +174,7 @@ impl Server {
                 order(&mut self);
             }
             let now = Instant::now();
+            self.venue.catch_up(now);
             if self.traffic.running {
                 self.churn.tick(&mut self.venue, now);
                 self.pace(now);
@@ -181,7 +194,8 @@ impl Server {
         if busy || !self.ready.is_empty() {
             return Duration::ZERO;
         }
-        let sweep = next_sweep.saturating_duration_since(Instant::now());
+        let due = self.venue.postponed.next_due().map_or(next_sweep, |due| due.min(next_sweep));
+        let sweep = due.saturating_duration_since(Instant::now());
         if self.traffic.paced(&self.venue) { sweep.min(TICK) } else { sweep }
     }
 
@@ -424,7 +438,8 @@ impl Server {
             link.as_ref().is_some_and(Link::wants_write)
                 || self.venue.client(slot as u32).is_some_and(pending)
         };
-        let full = self.links.iter().enumerate().any(queued) || self.news_stuck.is_some();
+        let full = self.links.iter().enumerate().any(queued);
+        let full = full || self.news_stuck.is_some() || !self.venue.postponed.is_empty();
         self.waiters.retain(|waiter| {
             let over = !full || now >= waiter.deadline;
             // A caller that has gone needs no answer, and keeps no place.
@@ -457,6 +472,11 @@ impl Server {
             frames_sent: counts.data_frames + counts.control_frames,
             data_frames_sent: counts.data_frames,
             commands: counts.commands,
+            verbs: counts.verbs,
+            faults: self.venue.rules.faults.struck,
+            errors_sent: counts.errors,
+            most_in_flight: counts.most_in_flight,
+            book_markets: counts.memberships,
             ..self.stats
         }
     }

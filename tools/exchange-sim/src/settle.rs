@@ -1,14 +1,15 @@
 //! The rules of the settlement: which missing messages were honestly told. Works on an account and
 //! a ledger, both complete; it collects nothing.
 //!
-//! Per connection and channel the sids form a chain in time. Within a sid, what is missing between
-//! two delivered messages must be exactly what the second one told. What is missing after the last
-//! one is its tail: told by the first message of a later sid of the chain, reported at the client's
-//! stop, or excused because the connection broke. Anything else is unaccounted.
+//! Per connection and channel the sids form a chain in time; some run side by side. Within a sid,
+//! what is missing between two delivered messages must be exactly what the second one told. What is
+//! missing after the last one is its tail: told by the first message of a sid that began after it,
+//! reported at the client's stop, or excused because the connection broke before anything sent
+//! later had arrived. Anything else is unaccounted.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::audit::{Audit, SidLog, Span, Up, Verdict};
+use crate::audit::{Audit, Span, Up, Verdict};
 use crate::ledger::{ConnectionRecord, Ledger, NumberRange, SidRecord};
 
 const MOST_FINDINGS: usize = 50;
@@ -51,6 +52,8 @@ impl Ranges {
 struct Tail {
     epoch: u32,
     sid: u64,
+    /// Where on the connection its last message was.
+    position: u64,
     left: u64,
     excused: bool,
 }
@@ -76,12 +79,12 @@ pub(crate) fn settle(audit: &Audit, ledger: &Ledger) -> Verdict {
         claimed.push(record.accept_number);
         for sid in &record.sids {
             let chain = chains.entry((up.conn, sid.channel.as_str())).or_default();
-            chain.push(Link { up, record, sid, log: log_of(audit, up, sid.sid) });
+            chain.push(Link { up, record, sid, spans: audit.spans(up, sid.sid) });
         }
         settlement.unknown_sids(audit, up, record);
     }
     for (&(conn, _), chain) in &mut chains {
-        chain.sort_by_key(|link| (link.up.epoch, link.sid.sid));
+        chain.sort_by_key(|link| (link.up.epoch, link.sid.first_position, link.sid.sid));
         settlement.chain(audit, conn, chain);
     }
     settlement.never_up(ledger, &claimed);
@@ -94,17 +97,26 @@ struct Link<'a> {
     up: Up,
     record: &'a ConnectionRecord,
     sid: &'a SidRecord,
-    log: Option<&'a SidLog>,
+    /// What was delivered of it.
+    spans: &'a [Span],
 }
 
 impl Link<'_> {
     fn place(&self) -> String {
         format!("conn {} epoch {} sid {}", self.up.conn, self.up.epoch, self.sid.sid)
     }
-}
 
-fn log_of(audit: &Audit, up: Up, sid: u64) -> Option<&SidLog> {
-    audit.sids(up.conn, up.epoch).iter().find(|log| log.sid == sid)
+    /// The latest position on the connection that what was delivered of it proves to have arrived.
+    fn reached(&self) -> u64 {
+        let Some(last) = self.spans.iter().map(|span| span.last).max() else {
+            return 0;
+        };
+        let control = self.sid.control_slots.iter().rev();
+        let last_data = control.fold(self.sid.last_number, |number, range| {
+            if range.last == number { range.first - 1 } else { number }
+        });
+        if last >= last_data { self.sid.last_position } else { self.sid.first_position }
+    }
 }
 
 /// The numbers of one sid, told apart.
@@ -172,7 +184,12 @@ impl Settlement {
     /// Settles all sids of one connection and channel, oldest first.
     fn chain(&mut self, audit: &Audit, conn: u16, chain: &[Link<'_>]) {
         let mut tails: Vec<Tail> = Vec::new();
-        for (at, link) in chain.iter().enumerate() {
+        let mut reached: BTreeMap<u32, u64> = BTreeMap::new();
+        for link in chain {
+            let reached = reached.entry(link.up.epoch).or_default();
+            *reached = link.reached().max(*reached);
+        }
+        for link in chain {
             let slots = Slots::of(link.sid);
             self.verdict.sent += slots.up_to(slots.last) + slots.hidden.total;
             self.verdict.undetectable += slots.hidden.total;
@@ -194,16 +211,13 @@ impl Settlement {
                 after = span.last;
             }
             let missing = slots.up_to(slots.last) - slots.up_to(after);
-            let later = chain.get(at + 1..).unwrap_or_default();
-            let overtaken = later
-                .iter()
-                .take_while(|next| next.up.epoch == link.up.epoch)
-                .any(|next| next.log.is_some_and(|log| !log.spans.is_empty()));
+            let epoch = link.up.epoch;
+            let position = link.sid.last_position;
+            let overtaken = reached.get(&epoch).is_some_and(|&reached| reached > position);
             let excused = link.record.ended.may_lose_tail()
-                && audit.downs.contains(&(conn, link.up.epoch))
+                && audit.downs.contains(&(conn, epoch))
                 && !overtaken;
-            let tail = Tail { epoch: link.up.epoch, sid: link.sid.sid, left: missing, excused };
-            tails.push(tail);
+            tails.push(Tail { epoch, sid: link.sid.sid, position, left: missing, excused });
         }
         self.tails(audit, conn, tails);
     }
@@ -228,10 +242,12 @@ impl Settlement {
             )
         });
         let mut surplus = told.saturating_sub(missing);
-        if first_of_sid {
+        if first_of_sid && surplus > 0 {
+            let (epoch, began) = (link.up.epoch, link.sid.first_position);
+            let over = |tail: &Tail| (tail.epoch, tail.position) < (epoch, began);
             // Carried from earlier sids: those that nothing else can explain come first.
             for excused in [false, true] {
-                for tail in tails.iter_mut().filter(|tail| tail.excused == excused) {
+                for tail in tails.iter_mut().filter(|tail| tail.excused == excused && over(tail)) {
                     let part = surplus.min(tail.left);
                     tail.left -= part;
                     surplus -= part;
@@ -264,7 +280,7 @@ impl Settlement {
 
     /// The delivered spans in order, without numbers that were never data or came twice.
     fn valid_spans(&mut self, link: &Link<'_>, slots: &Slots) -> Vec<Span> {
-        let mut spans = link.log.map(|log| log.spans.clone()).unwrap_or_default();
+        let mut spans = link.spans.to_vec();
         spans.sort_by_key(|span| (span.first, span.last));
         let control = Ranges::new(link.sid.control_slots.iter().copied());
         let withheld = Ranges::new(link.sid.withheld.iter().copied());
@@ -312,7 +328,7 @@ impl Settlement {
     }
 
     fn unknown_connection(&mut self, audit: &Audit, up: Up) {
-        let count: u64 = audit.sids(up.conn, up.epoch).iter().map(delivered).sum();
+        let count: u64 = audit.sids(up.conn, up.epoch).map(|(_, spans)| delivered(spans)).sum();
         self.blame(count.max(1), || {
             let (conn, epoch, address) = (up.conn, up.epoch, up.address);
             format!("conn {conn} epoch {epoch}: the exchange knows no connection from {address}")
@@ -320,10 +336,10 @@ impl Settlement {
     }
 
     fn unknown_sids(&mut self, audit: &Audit, up: Up, record: &ConnectionRecord) {
-        for log in audit.sids(up.conn, up.epoch) {
-            if !record.sids.iter().any(|sid| sid.sid == log.sid) {
-                self.blame(delivered(log), || {
-                    let (conn, epoch, sid) = (up.conn, up.epoch, log.sid);
+        for (sid, spans) in audit.sids(up.conn, up.epoch) {
+            if record.sid(sid).is_none() {
+                self.blame(delivered(spans), || {
+                    let (conn, epoch) = (up.conn, up.epoch);
                     format!("conn {conn} epoch {epoch} sid {sid}: never existed")
                 });
             }
@@ -363,7 +379,7 @@ impl Settlement {
                 continue;
             };
             for log in epochs.iter().filter(|log| !known(conn, log.epoch)) {
-                let count = log.sids.iter().map(delivered).sum();
+                let count = log.sids.values().map(|spans| delivered(spans)).sum();
                 self.blame(count, || {
                     format!("conn {conn} epoch {}: delivered, never reported up", log.epoch)
                 });
@@ -393,6 +409,6 @@ impl Settlement {
     }
 }
 
-fn delivered(log: &SidLog) -> u64 {
-    log.spans.iter().map(|span| span.last - span.first + 1).sum()
+fn delivered(spans: &[Span]) -> u64 {
+    spans.iter().map(|span| span.last - span.first + 1).sum()
 }

@@ -142,7 +142,8 @@ pub(crate) fn fill(venue: &mut Venue, slot: u32, target: usize) -> bool {
         let at = venue.rng.usize(0..client.streams.len());
         let stream = &client.streams[at];
         let market = match (stream.live, stream.channel, stream.all) {
-            (false, ..) | (_, Channel::Lifecycle | Channel::Silent(..), _) => None,
+            (false, ..)
+            | (_, Channel::Lifecycle | Channel::LegacyLifecycle | Channel::Silent(..), _) => None,
             (true, _, true) => venue.universe.draw_popular(&mut venue.rng),
             (true, _, false) => {
                 // Squaring makes the first members of the list hot.
@@ -157,7 +158,7 @@ pub(crate) fn fill(venue: &mut Venue, slot: u32, target: usize) -> bool {
                 Channel::Orderbook => venue.send_delta(id),
                 Channel::Ticker => venue.send_ticker(id, Some(slot)),
                 Channel::Trade => venue.send_trade(id, Some(slot)),
-                Channel::Lifecycle | Channel::Silent(..) => 0,
+                Channel::Lifecycle | Channel::LegacyLifecycle | Channel::Silent(..) => 0,
             },
             _ => 0,
         };

@@ -8,15 +8,19 @@ use std::sync::Arc;
 
 use fastrand::Rng;
 
+use crate::book::Book;
 use crate::clock::{Stamp, StampWriter};
-use crate::config::{AckOrder, ExchangeConfig};
+use crate::config::{Dialect, ExchangeConfig};
+use crate::faults::VerbCounts;
 use crate::flood::Shelf;
 use crate::frame::Opcode;
 use crate::ledger::{ConnectionRecord, Ended};
-use crate::market::{Listener, MarketId, Universe};
+use crate::market::{Listener, MarketId, State, Universe};
 use crate::names;
 use crate::outbox::Outbox;
 use crate::payload::{self, Happening, Subject, Trade};
+use crate::postponed::Postponed;
+use crate::rules::Rules;
 use crate::subscription::{Channel, Stream};
 
 /// One connection as the venue sees it.
@@ -28,20 +32,37 @@ pub(crate) struct Client {
     pub(crate) out: Outbox,
     pub(crate) streams: Vec<Stream>,
     pub(crate) shelf: Shelf,
+    /// Late replies it still waits for.
+    pub(crate) late: u32,
+    /// Its Close is queued: nothing may follow.
+    pub(crate) muted: bool,
+    /// Data frames queued for it, over all its streams.
+    position: u64,
     dirty: bool,
 }
 
 impl Client {
     /// Queues a data frame of one stream under its next number.
     pub(crate) fn data(&mut self, stream: u32, kind: &str, head: &mut Vec<u8>, tail: &[u8]) {
+        self.position += 1;
         let stream = &mut self.streams[stream as usize];
-        let number = stream.take_data();
+        let number = stream.take_data(self.position);
         head.clear();
-        if stream.channel == Channel::Ticker {
-            payload::ticker_head(stream.sid, number, head);
-        } else {
+        if stream.channel.sequenced() {
             payload::sequenced_head(kind, stream.sid, number, head);
+        } else {
+            payload::clocked_head(kind, stream.sid, number, head);
         }
+        self.out.frame(Opcode::Text, head, tail);
+    }
+
+    /// The same for a data frame that answers the command with this id.
+    fn answering(&mut self, stream: u32, kind: &str, id: u64, head: &mut Vec<u8>, tail: &[u8]) {
+        self.position += 1;
+        let stream = &mut self.streams[stream as usize];
+        let number = stream.take_data(self.position);
+        head.clear();
+        payload::answering_head(kind, id, stream.sid, number, head);
         self.out.frame(Opcode::Text, head, tail);
     }
 }
@@ -52,12 +73,20 @@ pub(crate) struct Counts {
     pub(crate) data_frames: u64,
     pub(crate) control_frames: u64,
     pub(crate) commands: u64,
+    pub(crate) verbs: VerbCounts,
+    /// Error replies and errors that answered nothing.
+    pub(crate) errors: u64,
+    /// Markets of order-book subscriptions, over all connections.
+    pub(crate) memberships: u64,
+    /// Most commands of one connection that waited for their replies at a time.
+    pub(crate) most_in_flight: u64,
 }
 
 /// A lifecycle message that waits to be sent.
 #[derive(Clone, Debug)]
 struct News {
     happening: Happening,
+    was: State,
     ticker: Arc<str>,
 }
 
@@ -72,7 +101,8 @@ pub(crate) struct Venue {
     pub(crate) lifecycles: Vec<(u32, u32)>,
     pub(crate) counts: Counts,
     pub(crate) rng: Rng,
-    pub(crate) ack_order: AckOrder,
+    pub(crate) rules: Rules,
+    pub(crate) postponed: Postponed,
     pub(crate) head: Vec<u8>,
     pub(crate) tail: Vec<u8>,
     /// A buffer that goes from one client to the next.
@@ -98,7 +128,8 @@ impl Venue {
             lifecycles: Vec::new(),
             counts: Counts::default(),
             rng,
-            ack_order: config.ack_order,
+            rules: Rules::new(config),
+            postponed: Postponed::default(),
             head: Vec::with_capacity(256),
             tail: Vec::with_capacity(4_096),
             spare: Vec::new(),
@@ -121,6 +152,9 @@ impl Venue {
             out: Outbox::default(),
             streams: Vec::new(),
             shelf: Shelf::default(),
+            late: 0,
+            muted: false,
+            position: 0,
             dirty: false,
         });
     }
@@ -129,9 +163,64 @@ impl Venue {
         self.clients.get_mut(slot as usize)?.as_mut()
     }
 
+    pub(crate) fn stream(&self, slot: u32, stream: u32) -> Option<&Stream> {
+        self.clients.get(slot as usize)?.as_ref()?.streams.get(stream as usize)
+    }
+
+    /// The stream of that sid, if it has not ended.
+    pub(crate) fn live_stream(&self, slot: u32, sid: u64) -> Option<u32> {
+        // Sids count from 1 and are not used again.
+        let at = u32::try_from(sid.checked_sub(1)?).ok()?;
+        self.stream(slot, at).filter(|stream| stream.live).map(|_| at)
+    }
+
+    pub(crate) fn members(&self, slot: u32, stream: u32) -> &[MarketId] {
+        self.stream(slot, stream).map_or(&[], |stream| &stream.members)
+    }
+
+    /// Whether a client follows one market on one channel.
+    pub(crate) fn follows(&self, slot: u32, channel: Channel, ticker: &str) -> bool {
+        let Some(id) = self.universe.find(ticker) else {
+            return false;
+        };
+        self.universe.market(id).listeners().iter().any(|listener| {
+            let stream = self.stream(slot, listener.stream);
+            listener.client == slot && stream.is_some_and(|stream| stream.channel == channel)
+        })
+    }
+
+    /// The list of those who get every message of a channel.
+    pub(crate) fn everywhere(&mut self, channel: Channel) -> Option<&mut Vec<(u32, u32)>> {
+        match channel {
+            Channel::Ticker => Some(&mut self.all_tickers),
+            Channel::Trade => Some(&mut self.all_trades),
+            Channel::Lifecycle | Channel::LegacyLifecycle => Some(&mut self.lifecycles),
+            Channel::Orderbook | Channel::Silent(..) => None,
+        }
+    }
+
+    /// Notes that one more command of a client is being answered.
+    pub(crate) fn note_in_flight(&mut self, slot: u32) {
+        let waiting = self.client(slot).map_or(0, |client| u64::from(client.late) + 1);
+        self.counts.most_in_flight = self.counts.most_in_flight.max(waiting);
+    }
+
+    /// Queues the reply prepared as the tail.
+    pub(crate) fn queue_control(&mut self, slot: u32) {
+        if let Some(Some(client)) = self.clients.get_mut(slot as usize) {
+            client.out.frame(Opcode::Text, &self.tail, &[]);
+            self.counts.control_frames += 1;
+        }
+        self.mark(slot);
+    }
+
     /// Ends all data for a client; its numbers stay for the ledger.
     pub(crate) fn mute(&mut self, slot: u32) {
-        let count = self.client(slot).map_or(0, |client| client.streams.len());
+        let Some(client) = self.client(slot) else {
+            return;
+        };
+        client.muted = true;
+        let count = client.streams.len();
         for stream in 0..count {
             self.end_stream(slot, stream as u32);
         }
@@ -274,17 +363,41 @@ impl Venue {
         self.mark(slot);
     }
 
+    /// Answers a command with the books of markets, subscribed to or not. A subscription that has
+    /// ended meanwhile has no numbers left for them.
+    pub(crate) fn send_answers(&mut self, slot: u32, stream: u32, id: u64, tickers: &[String]) {
+        if !self.stream(slot, stream).is_some_and(|stream| stream.live) {
+            return;
+        }
+        let Self { universe, clients, head, tail, counts, .. } = self;
+        let Some(Some(client)) = clients.get_mut(slot as usize) else {
+            return;
+        };
+        for ticker in tickers {
+            tail.clear();
+            match universe.find(ticker) {
+                Some(market) => universe.look(market, |known, book| {
+                    payload::snapshot(&known.ticker, universe.uuid(market), book, tail);
+                }),
+                None => payload::snapshot(ticker, names::uuid(0, 0), &Book::empty(), tail),
+            }
+            client.answering(stream, "orderbook_snapshot", id, head, tail);
+            counts.data_frames += 1;
+        }
+        self.mark(slot);
+    }
+
     /// Queues a lifecycle message for everybody who listens to the lifecycle channel.
-    pub(crate) fn announce(&mut self, happening: Happening, ticker: &Arc<str>) {
+    pub(crate) fn announce(&mut self, happening: Happening, was: State, ticker: &Arc<str>) {
         if !self.lifecycles.is_empty() {
-            self.news.push_back(News { happening, ticker: Arc::clone(ticker) });
+            self.news.push_back(News { happening, was, ticker: Arc::clone(ticker) });
         }
     }
 
     /// Sends queued lifecycle messages, for as long as every listener has room. With `force`, those
     /// without room are passed over. Returns whether some are left.
     pub(crate) fn send_news(&mut self, force: bool) -> bool {
-        let Self { clients, lifecycles, news, head, tail, dirty, counts, .. } = self;
+        let Self { clients, lifecycles, news, head, tail, dirty, counts, rules, .. } = self;
         let seconds = Stamp::now().seconds();
         while !news.is_empty() {
             let full = |&(slot, _): &(u32, u32)| {
@@ -296,13 +409,26 @@ impl Venue {
             }
             let Some(item) = news.pop_front() else { break };
             tail.clear();
-            payload::lifecycle(item.happening, &item.ticker, seconds, tail);
+            let kind = match rules.dialect {
+                Dialect::Live => {
+                    payload::lifecycle(item.happening, &item.ticker, seconds, tail);
+                    item.happening.kind()
+                }
+                Dialect::Legacy => {
+                    let was = item.was.status();
+                    let told = payload::status(item.happening, was, &item.ticker, seconds, tail);
+                    if told.is_none() {
+                        continue;
+                    }
+                    Channel::LegacyLifecycle.name()
+                }
+            };
             for &(slot, stream) in lifecycles.iter() {
                 let Some(Some(client)) = clients.get_mut(slot as usize) else {
                     continue;
                 };
                 if !client.out.over_bound() {
-                    client.data(stream, item.happening.kind(), head, tail);
+                    client.data(stream, kind, head, tail);
                     touch(client, slot, dirty);
                     counts.data_frames += 1;
                 }
@@ -318,12 +444,14 @@ impl Venue {
         stream: u32,
         tickers: &[String],
     ) -> Vec<MarketId> {
-        let Self { universe, clients, .. } = self;
+        let Self { universe, clients, counts, .. } = self;
         let Some(Some(client)) = clients.get_mut(slot as usize) else {
             return Vec::new();
         };
-        let members = &mut client.streams[stream as usize].members;
-        let mut fresh = Vec::new();
+        let target = &mut client.streams[stream as usize];
+        let members = &mut target.members;
+        members.reserve(tickers.len());
+        let mut fresh = Vec::with_capacity(tickers.len());
         for ticker in tickers {
             let id = universe.find_or_note(ticker);
             let position = members.len() as u32;
@@ -332,16 +460,20 @@ impl Venue {
                 fresh.push(id);
             }
         }
+        if target.channel == Channel::Orderbook {
+            counts.memberships += fresh.len() as u64;
+        }
         fresh
     }
 
     /// Removes markets from a stream.
     pub(crate) fn remove_members(&mut self, slot: u32, stream: u32, tickers: &[String]) {
-        let Self { universe, clients, .. } = self;
+        let Self { universe, clients, counts, .. } = self;
         let Some(Some(client)) = clients.get_mut(slot as usize) else {
             return;
         };
-        let members = &mut client.streams[stream as usize].members;
+        let target = &mut client.streams[stream as usize];
+        let members = &mut target.members;
         for ticker in tickers {
             let Some(id) = universe.find(ticker) else {
                 continue;
@@ -349,6 +481,7 @@ impl Venue {
             let Some(position) = universe.unlisten(id, slot, stream) else {
                 continue;
             };
+            counts.memberships -= u64::from(target.channel == Channel::Orderbook);
             members.swap_remove(position as usize);
             if let Some(&moved) = members.get(position as usize) {
                 universe.moved(moved, slot, stream, position);
@@ -358,7 +491,7 @@ impl Venue {
 
     /// Ends a stream: nobody listens through it any more.
     pub(crate) fn end_stream(&mut self, slot: u32, stream: u32) {
-        let Self { universe, clients, .. } = self;
+        let Self { universe, clients, counts, .. } = self;
         let Some(Some(client)) = clients.get_mut(slot as usize) else {
             return;
         };
@@ -367,6 +500,9 @@ impl Venue {
             return;
         }
         ended.live = false;
+        if ended.channel == Channel::Orderbook {
+            counts.memberships -= ended.members.len() as u64;
+        }
         for id in std::mem::take(&mut ended.members) {
             universe.unlisten(id, slot, stream);
         }

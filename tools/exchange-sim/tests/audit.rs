@@ -25,10 +25,19 @@ fn sid(sid: u64, last_number: u64, control: &[(u64, u64)]) -> SidRecord {
         last_number,
         control_slots: ranges(control),
         withheld: Vec::new(),
+        first_position: 0,
+        last_position: 0,
     }
 }
 
-fn connection(number: u16, ended: Ended, sids: Vec<SidRecord>) -> ConnectionRecord {
+/// A connection whose sids sent one after the other.
+fn connection(number: u16, ended: Ended, mut sids: Vec<SidRecord>) -> ConnectionRecord {
+    let mut position = 0;
+    for sid in &mut sids {
+        sid.first_position = position + 1;
+        position += sid.last_number;
+        sid.last_position = position;
+    }
     let peer = address(1_000 + number);
     ConnectionRecord { accept_number: number.into(), peer, upgraded: true, ended, sids }
 }
