@@ -29,6 +29,9 @@ struct Body<'a> {
     event_type: Option<std::borrow::Cow<'a, str>>,
     #[serde(default, borrow)]
     market_ticker: Option<std::borrow::Cow<'a, str>>,
+    /// Only in the mission's dialect.
+    #[serde(default, borrow)]
+    new_status: Option<std::borrow::Cow<'a, str>>,
 }
 
 /// What a frame says has become of a market.
@@ -43,13 +46,15 @@ pub(crate) enum Fate {
 }
 
 /// Which market a lifecycle frame is about and what became of it; `None` for frames about
-/// anything else (Kalshi's WebSocket documentation, "Market & Event Lifecycle").
+/// anything else (Kalshi's WebSocket documentation, "Market & Event Lifecycle"; the mission's
+/// `market_lifecycle`, which tells statuses instead).
 pub(crate) fn fate(data: &[u8]) -> Option<(Ticker, Fate)> {
     let frame: Frame<'_> = serde_json::from_slice(data).ok()?;
-    let fate = match frame.msg.event_type?.as_ref() {
-        "activated" => Fate::Active,
-        "deactivated" => Fate::Paused,
-        "determined" | "settled" => Fate::Over,
+    let event = frame.msg.event_type?;
+    let fate = match (event.as_ref(), frame.msg.new_status.as_deref()) {
+        ("activated", _) | ("created" | "status_change", Some("active")) => Fate::Active,
+        ("deactivated", _) | ("status_change", Some("inactive")) => Fate::Paused,
+        ("determined" | "settled", _) | ("status_change", Some(_)) => Fate::Over,
         _ => return None,
     };
     Some((frame.msg.market_ticker?.parse().ok()?, fate))
@@ -269,6 +274,22 @@ mod tests {
         assert_eq!(fate(frame("settled").as_bytes()).unwrap().0, ticker());
         assert_eq!(fate(br#"{"type":"event_lifecycle","msg":{"event_ticker":"E"}}"#), None);
         assert_eq!(fate(b"not json"), None);
+    }
+
+    #[test]
+    fn the_missions_statuses_say_the_same() {
+        let read = |event: &str, status: &str| {
+            let text = format!(
+                r#"{{"type":"market_lifecycle","sid":1,"msg":{{"market_ticker":"A","event_type":"{event}","old_status":"","new_status":"{status}"}}}}"#
+            );
+            fate(text.as_bytes()).map(|(_, fate)| fate)
+        };
+        assert_eq!(read("created", "active"), Some(Fate::Active));
+        assert_eq!(read("created", "initialized"), None);
+        assert_eq!(read("status_change", "active"), Some(Fate::Active));
+        assert_eq!(read("status_change", "inactive"), Some(Fate::Paused));
+        assert_eq!(read("status_change", "determined"), Some(Fate::Over));
+        assert_eq!(read("settled", "finalized"), Some(Fate::Over));
     }
 
     #[test]
