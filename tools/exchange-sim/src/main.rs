@@ -1,6 +1,8 @@
 //! The simulator as a program: serves until Ctrl-C or SIGTERM. One JSON line on stdout when it is
 //! ready, one with its totals at the end. It never prints a key.
 
+mod control;
+
 use std::fs;
 use std::io::{self, BufRead, Write};
 use std::net::SocketAddr;
@@ -9,7 +11,9 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use crossbeam_channel::{Receiver, select};
-use exchange_sim::{Exchange, ExchangeConfig, Mode, Packing};
+use exchange_sim::{
+    BadTickers, Dialect, Duplicates, Exchange, ExchangeConfig, FaultRule, Mode, Packing,
+};
 
 /// A stand-in for Kalshi's WebSocket exchange on a local address: TLS, signed upgrades, live
 /// traffic.
@@ -48,8 +52,35 @@ struct Flags {
     /// In paced mode, write each event at once rather than once a tick.
     #[arg(long)]
     write_through: bool,
-    /// Take commands from stdin, one a line (`mode M`, `rate R`, `stats`), and stop at its end.
-    /// Each is answered with one line: the totals so far.
+    /// Speak the mission's dialect: one sid a market, text codes, `market_lifecycle`.
+    #[arg(long)]
+    legacy: bool,
+    /// Levels on each side of an opening book: at most this many, at least a quarter.
+    #[arg(long, value_name = "N", default_value_t = 8)]
+    levels: u8,
+    /// Most markets of one subscription; error 26 beyond.
+    #[arg(long, value_name = "N", default_value_t = 500_000)]
+    market_cap: usize,
+    /// Most commands a second on one subscription; error 27 beyond.
+    #[arg(long, value_name = "N")]
+    command_cap: Option<u32>,
+    /// Answer a repeated subscribe with error 6 instead of merging it.
+    #[arg(long)]
+    refuse_duplicates: bool,
+    /// A ticker that gets every list it is in refused; may be given several times.
+    #[arg(long, value_name = "TICKER")]
+    bad_ticker: Vec<String>,
+    /// The error code of lists with a bad ticker.
+    #[arg(long, value_name = "CODE", default_value_t = 14)]
+    bad_code: u8,
+    /// What goes wrong with commands, for example "add_markets lost p=0.01" or "any late=250
+    /// next=3"; may be given several times.
+    #[arg(long, value_name = "RULE")]
+    fault: Vec<FaultRule>,
+    /// Take commands from stdin, one a line, and stop at its end: `stats`, `mode M`, `rate R`,
+    /// `fault RULE`, `faults clear`, `market_cap N`, `command_cap N|none`, `bad CODE TICKER...`,
+    /// `bad none`, `terminate CODE`, `cut [N]`, `create N`, `settle N`. Each is answered with one
+    /// line, the totals so far; a line that is none of these ends the program.
     #[arg(long)]
     control: bool,
     /// Where to write the certificate authority clients must trust (PEM).
@@ -84,19 +115,7 @@ fn serve(flags: &Flags) -> Result<(), String> {
         stop.try_send(()).unwrap_or_default();
     };
     ctrlc::set_handler(on_signal).map_err(|error| format!("cannot catch Ctrl-C: {error}"))?;
-    let config = ExchangeConfig {
-        listen: flags.listen,
-        markets: flags.markets,
-        rate_per_second: flags.rate,
-        mode: flags.mode,
-        seed: flags.seed,
-        max_connections: flags.max_connections,
-        packing: flags.packing,
-        write_through: flags.write_through,
-        lifecycle_churn_per_minute: flags.churn,
-        ..ExchangeConfig::default()
-    };
-    let exchange = Exchange::start(config).map_err(|error| error.to_string())?;
+    let exchange = Exchange::start(config(flags)).map_err(|error| error.to_string())?;
     write_files(flags, &exchange)?;
     say(&serde_json::json!({
         "listening": exchange.local_addr().to_string(),
@@ -109,7 +128,10 @@ fn serve(flags: &Flags) -> Result<(), String> {
         select! {
             recv(stopped) -> _ => break,
             recv(lines) -> line => match line {
-                Ok(line) => obey(&exchange, &line)?,
+                Ok(line) => {
+                    control::obey(&exchange, &line)?;
+                    say_totals(exchange.stats())?;
+                }
                 Err(_) => break,
             },
         }
@@ -135,21 +157,38 @@ fn commands() -> Result<Receiver<String>, String> {
     Ok(lines)
 }
 
-fn obey(exchange: &Exchange, line: &str) -> Result<(), String> {
-    match line.split_once(' ') {
-        Some(("mode", mode)) => exchange.set_mode(mode.parse()?),
-        Some(("rate", rate)) => {
-            let number = rate.parse();
-            exchange.set_rate(number.map_err(|_| format!("`{rate}` is not a rate; give 20000"))?);
-        }
-        _ if line == "stats" => {}
-        _ => return Err(format!("`{line}` is not a command: use mode M, rate R or stats")),
+fn config(flags: &Flags) -> ExchangeConfig {
+    let duplicates = if flags.refuse_duplicates { Duplicates::Refuse } else { Duplicates::Merge };
+    ExchangeConfig {
+        listen: flags.listen,
+        markets: flags.markets,
+        rate_per_second: flags.rate,
+        mode: flags.mode,
+        seed: flags.seed,
+        max_connections: flags.max_connections,
+        packing: flags.packing,
+        write_through: flags.write_through,
+        lifecycle_churn_per_minute: flags.churn,
+        dialect: if flags.legacy { Dialect::Legacy } else { Dialect::Live },
+        snapshot_levels: flags.levels / 4..=flags.levels,
+        markets_per_subscription: flags.market_cap,
+        commands_per_second: flags.command_cap,
+        duplicate_subscribe: duplicates,
+        bad_tickers: BadTickers {
+            code: flags.bad_code,
+            tickers: flags.bad_ticker.iter().cloned().collect(),
+        },
+        faults: flags.fault.clone(),
+        ..ExchangeConfig::default()
     }
-    say_totals(exchange.stats())
 }
 
 fn say_totals(stats: exchange_sim::ExchangeStats) -> Result<(), String> {
-    let line = serde_json::to_value(stats).map_err(|error| format!("totals: {error}"))?;
+    let mut line = serde_json::to_value(stats).map_err(|error| format!("totals: {error}"))?;
+    if let Some(totals) = line.as_object_mut() {
+        totals.insert("cpu_seconds".to_owned(), control::cpu_seconds().into());
+        totals.insert("rss_bytes".to_owned(), control::rss_bytes().into());
+    }
     say(&line)
 }
 

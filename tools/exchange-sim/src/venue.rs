@@ -205,9 +205,11 @@ impl Venue {
         self.counts.most_in_flight = self.counts.most_in_flight.max(waiting);
     }
 
-    /// Queues the reply prepared as the tail.
+    /// Queues the reply prepared as the tail, unless a Close is queued already.
     pub(crate) fn queue_control(&mut self, slot: u32) {
-        if let Some(Some(client)) = self.clients.get_mut(slot as usize) {
+        if let Some(Some(client)) = self.clients.get_mut(slot as usize)
+            && !client.muted
+        {
             client.out.frame(Opcode::Text, &self.tail, &[]);
             self.counts.control_frames += 1;
         }
