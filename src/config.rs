@@ -2,7 +2,6 @@
 //! Nothing reads the environment or a file unless the host asks for it here.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -13,7 +12,7 @@ use crate::endpoint::Endpoint;
 use crate::error::ConfigError;
 use crate::overflow::OverflowPolicy;
 use crate::pool::PoolLayout;
-use crate::tickets::TicketStore;
+use crate::tls::TlsConfig;
 
 /// Defines the settings struct, its defaults and its setters from one list. A setter takes the
 /// setting's own type; `[into]` widens that to what converts into it, `[some]` takes what the
@@ -200,7 +199,7 @@ pub enum Wait {
 pub struct Config {
     pub(crate) settings: ConfigBuilder,
     pub(crate) endpoint: Endpoint,
-    pub(crate) tls: Option<Arc<rustls::ClientConfig>>,
+    pub(crate) tls: Option<TlsConfig>,
     /// The core of each shard; none when not pinned.
     pub(crate) shard_cores: Vec<Option<usize>>,
     pub(crate) min_healthy: usize,
@@ -366,7 +365,7 @@ impl ConfigBuilder {
     }
 
     /// One TLS configuration for the whole pool: verified certificates, tickets shared.
-    fn tls_config(&self) -> Result<Arc<rustls::ClientConfig>, ConfigError> {
+    fn tls_config(&self) -> Result<TlsConfig, ConfigError> {
         let mut roots = rustls::RootCertStore::empty();
         roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
         if let Some(path) = &self.ca_file {
@@ -386,15 +385,10 @@ impl ConfigBuilder {
                 "the system has no certificate authorities; name a PEM file",
             );
         }
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let mut tls = rustls::ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .map_err(|error| ConfigError::Invalid { setting: "tls", problem: error.to_string() })?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        let tickets = Arc::new(TicketStore::new(self.pool.connections()));
-        tls.resumption = rustls::client::Resumption::store(tickets);
-        Ok(Arc::new(tls))
+        TlsConfig::new(roots, self.pool.connections()).map_err(|cause| ConfigError::Invalid {
+            setting: "ca_file",
+            problem: cause.to_string(),
+        })
     }
 }
 

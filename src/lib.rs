@@ -64,6 +64,7 @@ mod subscription;
 mod thread;
 mod tickets;
 mod timer;
+mod tls;
 mod transport;
 mod upgrade;
 

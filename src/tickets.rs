@@ -6,14 +6,13 @@ use std::fmt;
 use std::sync::atomic::{AtomicU16, Ordering};
 
 use crossbeam_queue::ArrayQueue;
-use rustls::NamedGroup;
-use rustls::client::{ClientSessionStore, Tls12ClientSessionValue, Tls13ClientSessionValue};
-use rustls::pki_types::ServerName;
+use rustls::client::{ClientSessionKey, ClientSessionStore, Tls12Session, Tls13Session};
+use rustls::crypto::kx::NamedGroup;
 
 /// Keeps the newest tickets, twice as many as there are connections.
 pub(crate) struct TicketStore {
-    tickets: ArrayQueue<Tls13ClientSessionValue>,
-    sessions: ArrayQueue<Tls12ClientSessionValue>,
+    tickets: ArrayQueue<Tls13Session>,
+    sessions: ArrayQueue<Tls12Session>,
     /// The key-exchange group the host chose last; zero for none.
     group: AtomicU16,
 }
@@ -29,37 +28,37 @@ impl TicketStore {
 }
 
 impl ClientSessionStore for TicketStore {
-    fn set_kx_hint(&self, _: ServerName<'static>, group: NamedGroup) {
+    fn set_kx_hint(&self, _: ClientSessionKey<'static>, group: NamedGroup) {
         self.group.store(u16::from(group), Ordering::Relaxed);
     }
 
-    fn kx_hint(&self, _: &ServerName<'_>) -> Option<NamedGroup> {
+    fn kx_hint(&self, _: &ClientSessionKey<'_>) -> Option<NamedGroup> {
         match self.group.load(Ordering::Relaxed) {
             0 => None,
             code => Some(NamedGroup::from(code)),
         }
     }
 
-    fn set_tls12_session(&self, _: ServerName<'static>, value: Tls12ClientSessionValue) {
+    fn set_tls12_session(&self, _: ClientSessionKey<'static>, value: Tls12Session) {
         self.sessions.force_push(value);
     }
 
-    fn tls12_session(&self, _: &ServerName<'_>) -> Option<Tls12ClientSessionValue> {
+    fn tls12_session(&self, _: &ClientSessionKey<'_>) -> Option<Tls12Session> {
         let session = self.sessions.pop()?;
         self.sessions.force_push(session.clone());
         Some(session)
     }
 
-    fn remove_tls12_session(&self, _: &ServerName<'static>) {
+    fn remove_tls12_session(&self, _: &ClientSessionKey<'static>) {
         self.sessions.pop();
     }
 
-    fn insert_tls13_ticket(&self, _: ServerName<'static>, value: Tls13ClientSessionValue) {
+    fn insert_tls13_ticket(&self, _: ClientSessionKey<'static>, value: Tls13Session) {
         // Full: the oldest goes.
         self.tickets.force_push(value);
     }
 
-    fn take_tls13_ticket(&self, _: &ServerName<'static>) -> Option<Tls13ClientSessionValue> {
+    fn take_tls13_ticket(&self, _: &ClientSessionKey<'static>) -> Option<Tls13Session> {
         self.tickets.pop()
     }
 }

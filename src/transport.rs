@@ -1,11 +1,10 @@
 //! The edge to the network: TCP and TLS on a mio poll. The connector and the shards reach sockets
 //! only through [`Transport`], so that tests can put a scripted network in its place.
 //!
-//! One large `recv` feeds rustls from memory, since its own reads are 4 KiB each, and plaintext is
-//! drained before every further step. Registration is edge-triggered: whoever gets `more` must
-//! come back without waiting for another event.
+//! One large `recv` goes to TLS in memory. Registration is edge-triggered: whoever gets `more`
+//! must come back without waiting for another event.
 
-use std::io::{self, BufRead, Read, Write};
+use std::io::{self, Read, Write};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,10 +12,10 @@ use std::time::Duration;
 use mio::net::TcpStream;
 use mio::{Events, Interest, Poll, Token, Waker};
 use rustls::pki_types::ServerName;
-use rustls::{ClientConfig, ClientConnection, HandshakeKind};
 
 use crate::clock::{self, Stamp};
 use crate::error::Cause;
+use crate::tls::{TAIL_BYTES_MAX, Tls, TlsConfig};
 
 /// What one `recv` asks for.
 pub(crate) const RECV_BYTES: usize = 64 << 10;
@@ -94,7 +93,7 @@ pub(crate) trait Transport {
 pub(crate) struct TcpTransport {
     poll: Poll,
     events: Events,
-    tls: Option<(Arc<ClientConfig>, ServerName<'static>)>,
+    tls: Option<(TlsConfig, ServerName<'static>)>,
     scratch: Box<[u8]>,
 }
 
@@ -102,18 +101,18 @@ pub(crate) struct TcpTransport {
 pub(crate) struct TcpLink {
     socket: TcpStream,
     peer: SocketAddr,
-    tls: Option<Box<ClientConnection>>,
+    tls: Option<Box<Tls>>,
 }
 
 impl TcpTransport {
     /// A transport with its own poll, and the waker that interrupts its `wait`.
     pub(crate) fn new(
-        tls: Option<(Arc<ClientConfig>, ServerName<'static>)>,
+        tls: Option<(TlsConfig, ServerName<'static>)>,
     ) -> io::Result<(Self, Arc<Waker>)> {
         let poll = Poll::new()?;
         let waker = Arc::new(Waker::new(poll.registry(), WAKER)?);
         let events = Events::with_capacity(EVENTS_MAX);
-        let scratch = vec![0; RECV_BYTES].into_boxed_slice();
+        let scratch = vec![0; TAIL_BYTES_MAX + RECV_BYTES].into_boxed_slice();
         Ok((Self { poll, events, tls, scratch }, waker))
     }
 }
@@ -126,10 +125,7 @@ impl Transport for TcpTransport {
         socket.set_nodelay(true).map_err(|error| io_cause(&error, peer))?;
         let tls = match &self.tls {
             None => None,
-            Some((config, name)) => {
-                let tls = ClientConnection::new(Arc::clone(config), name.clone());
-                Some(Box::new(tls.map_err(tls_cause)?))
-            }
+            Some((config, name)) => Some(Box::new(Tls::new(config, name.clone())?)),
         };
         Ok(TcpLink { socket, peer, tls })
     }
@@ -163,18 +159,21 @@ impl Transport for TcpTransport {
             return Ok(true);
         };
         loop {
-            write_out(socket, tls, *peer)?;
+            write_out(socket, tls.outgoing(), *peer)?;
             if !tls.is_handshaking() {
                 return Ok(true);
             }
-            match socket.read(&mut self.scratch) {
+            let front = tls.resume(&mut self.scratch);
+            match socket.read(room(&mut self.scratch, front)) {
                 Ok(0) => {
                     return Err(Cause::Tls { message: "ended during the handshake".into() });
                 }
                 Ok(count) => {
-                    let mut bytes = self.scratch.get(..count).unwrap_or_default();
-                    while !bytes.is_empty() {
-                        feed(tls, &mut bytes).inspect_err(|_| tell_alert(socket, tls))?;
+                    let bytes = self.scratch.get_mut(..front + count).unwrap_or_default();
+                    let mut early = Vec::new();
+                    tls.read(bytes, &mut early).inspect_err(|_| tell_alert(socket, tls))?;
+                    if !early.is_empty() {
+                        return Err(Cause::Tls { message: "data before our request".into() });
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
@@ -185,12 +184,13 @@ impl Transport for TcpTransport {
     }
 
     fn resumed(&self, link: &TcpLink) -> Option<bool> {
-        let kind = link.tls.as_ref()?.handshake_kind()?;
-        Some(kind == HandshakeKind::Resumed)
+        link.tls.as_ref()?.resumed()
     }
 
     fn receive(&mut self, link: &mut TcpLink, plain: &mut Vec<u8>) -> Result<Received, Cause> {
-        let count = match link.socket.read(&mut self.scratch) {
+        let TcpLink { socket, peer, tls } = link;
+        let front = tls.as_ref().map_or(0, |tls| tls.resume(&mut self.scratch));
+        let count = match socket.read(room(&mut self.scratch, front)) {
             Ok(0) => return Ok(Received::Ended),
             Ok(count) => count,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -199,53 +199,33 @@ impl Transport for TcpTransport {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {
                 return Ok(Received::Some { more: true, at: clock::stamp() });
             }
-            Err(error) => return Err(io_cause(&error, link.peer)),
+            Err(error) => return Err(io_cause(&error, *peer)),
         };
         let at = clock::stamp();
-        let more = count == self.scratch.len();
-        let mut bytes = self.scratch.get(..count).unwrap_or_default();
-        let Some(tls) = &mut link.tls else {
+        let more = count == RECV_BYTES;
+        let bytes = self.scratch.get_mut(..front + count).unwrap_or_default();
+        let Some(tls) = tls else {
             plain.extend_from_slice(bytes);
             return Ok(Received::Some { more, at });
         };
-        while !bytes.is_empty() {
-            let fed = feed(tls, &mut bytes);
-            // What was decrypted before an error is still the host's.
-            drain(tls, plain);
-            if fed.inspect_err(|_| tell_alert(&mut link.socket, tls))? {
-                return Ok(Received::Ended);
-            }
+        if tls.read(bytes, plain).inspect_err(|_| tell_alert(socket, tls))? {
+            return Ok(Received::Ended);
         }
-        if tls.wants_write() {
-            write_out(&mut link.socket, tls, link.peer)?;
+        if !tls.outgoing().is_empty() {
+            write_out(socket, tls.outgoing(), *peer)?;
         }
         Ok(Received::Some { more, at })
     }
 
     fn send(&mut self, link: &mut TcpLink, bytes: &mut Vec<u8>) -> Result<Sent, Cause> {
         let TcpLink { socket, peer, tls } = link;
-        let mut any = false;
         let Some(tls) = tls else {
-            while !bytes.is_empty() {
-                match socket.write(bytes) {
-                    Ok(count) => {
-                        bytes.drain(..count);
-                        any = true;
-                    }
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                        return Ok(Sent::of(false, any));
-                    }
-                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                    Err(error) => return Err(io_cause(&error, *peer)),
-                }
-            }
-            return Ok(Sent::All);
+            return write_out(socket, bytes, *peer);
         };
+        let mut any = false;
         loop {
-            // A short write, down to nothing, only means that rustls holds enough for now.
-            let taken = tls.writer().write(bytes).map_err(|error| io_cause(&error, *peer))?;
-            bytes.drain(..taken);
-            let written = write_out(socket, tls, *peer)?;
+            tls.write(bytes)?;
+            let written = write_out(socket, tls.outgoing(), *peer)?;
             any |= written != Sent::None;
             if written != Sent::All || bytes.is_empty() {
                 return Ok(Sent::of(written == Sent::All && bytes.is_empty(), any));
@@ -275,52 +255,34 @@ impl Transport for TcpTransport {
     }
 }
 
-/// Gives rustls the next of the bytes; true when the peer has closed its side of TLS.
-fn feed(tls: &mut ClientConnection, bytes: &mut &[u8]) -> Result<bool, Cause> {
-    tls.read_tls(bytes).map_err(|error| Cause::Tls { message: error.to_string() })?;
-    let state = tls.process_new_packets().map_err(tls_cause)?;
-    if state.peer_has_closed() {
-        *bytes = &[];
-    }
-    Ok(state.peer_has_closed())
+/// Where the next `recv` goes.
+fn room(scratch: &mut [u8], front: usize) -> &mut [u8] {
+    scratch.get_mut(front..front + RECV_BYTES).unwrap_or_default()
 }
 
-/// Moves all plaintext out of rustls.
-fn drain(tls: &mut ClientConnection, plain: &mut Vec<u8>) {
-    let mut reader = tls.reader();
-    while let Ok(chunk) = reader.fill_buf() {
-        let count = chunk.len();
-        if count == 0 {
-            return;
+/// Takes off the front of `bytes` what the socket accepts.
+fn write_out(socket: &mut TcpStream, bytes: &mut Vec<u8>, peer: SocketAddr) -> Result<Sent, Cause> {
+    let mut sent = 0;
+    let verdict = loop {
+        match bytes.get(sent..) {
+            None | Some([]) => break Ok(Sent::All),
+            Some(rest) => match socket.write(rest) {
+                Ok(count) => sent += count,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    break Ok(Sent::of(false, sent > 0));
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => break Err(io_cause(&error, peer)),
+            },
         }
-        plain.extend_from_slice(chunk);
-        reader.consume(count);
-    }
-}
-
-/// Writes what rustls holds.
-fn write_out(
-    socket: &mut TcpStream,
-    tls: &mut ClientConnection,
-    peer: SocketAddr,
-) -> Result<Sent, Cause> {
-    let mut any = false;
-    while tls.wants_write() {
-        match tls.write_tls(socket) {
-            Ok(count) => any |= count > 0,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                return Ok(Sent::of(false, any));
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(io_cause(&error, peer)),
-        }
-    }
-    Ok(Sent::All)
+    };
+    bytes.drain(..sent);
+    verdict
 }
 
 /// After a TLS error, one try at telling the peer why; the connection ends either way.
-fn tell_alert(socket: &mut TcpStream, tls: &mut ClientConnection) {
-    tls.write_tls(socket).unwrap_or_default();
+fn tell_alert(socket: &mut TcpStream, tls: &mut Tls) {
+    socket.write(tls.outgoing()).unwrap_or_default();
 }
 
 fn io_cause(error: &io::Error, peer: SocketAddr) -> Cause {
@@ -338,12 +300,3 @@ fn io_cause(error: &io::Error, peer: SocketAddr) -> Cause {
 /// Too many open files, in this process and in the system (Linux).
 const EMFILE: i32 = 24;
 const ENFILE: i32 = 23;
-
-fn tls_cause(error: rustls::Error) -> Cause {
-    match error {
-        rustls::Error::InvalidCertificate(reason) => {
-            Cause::Certificate { message: reason.to_string() }
-        }
-        error => Cause::Tls { message: error.to_string() },
-    }
-}
