@@ -60,6 +60,7 @@ impl Envelope {
     const UNREADABLE: Self = Self { kind: Kind::Unreadable, sid: None, seq: None, id: None };
 
     /// Reads the envelope of `frame`.
+    #[inline]
     pub(crate) fn read(frame: &[u8]) -> Self {
         scan(frame).unwrap_or_else(|| parse(frame))
     }
@@ -67,6 +68,7 @@ impl Envelope {
 
 /// The expected shape: `{"type":"…","id":n,"sid":n,"seq":n,"msg":…}` with any of the numbers
 /// missing, no white space, no escapes, and `msg` last. `None` at the first surprise.
+#[inline]
 fn scan(frame: &[u8]) -> Option<Envelope> {
     let rest = frame.strip_prefix(b"{\"type\":\"")?;
     let (kind, mut rest) = kind(rest)?;
@@ -105,6 +107,7 @@ fn scan(frame: &[u8]) -> Option<Envelope> {
 
 /// The type's name up to its closing quote. The two that make up almost all traffic are compared
 /// at once instead of being searched for their end.
+#[inline]
 fn kind(text: &[u8]) -> Option<(Kind, &[u8])> {
     if let Some(rest) = text.strip_prefix(b"orderbook_delta\"") {
         return Some((Kind::Known, rest));
@@ -119,30 +122,29 @@ fn kind(text: &[u8]) -> Option<(Kind, &[u8])> {
 
 /// Whether the frame's text ends in `}}`, white space aside: the message object's end and the
 /// envelope's.
+#[inline]
 fn ends_with_message(frame: &[u8]) -> bool {
-    frame.trim_ascii_end().ends_with(b"}}")
+    frame.ends_with(b"}}\n") || frame.trim_ascii_end().ends_with(b"}}")
 }
 
 /// A JSON integer without sign, point, exponent or leading zero, up to 19 digits.
+#[inline]
 fn digits(text: &[u8]) -> Option<(u64, &[u8])> {
-    let mut number = 0u64;
-    let mut length = 0usize;
-    for &byte in text.iter().take(20) {
-        if !byte.is_ascii_digit() {
-            break;
-        }
-        number = number.wrapping_mul(10).wrapping_add(u64::from(byte - b'0'));
-        length += 1;
+    let (mut number, mut rest) = (0u64, text);
+    while let [digit @ b'0'..=b'9', after @ ..] = rest {
+        number = number.wrapping_mul(10).wrapping_add(u64::from(digit - b'0'));
+        rest = after;
     }
-    let (first, rest) = (*text.first()?, text.get(length..)?);
+    let length = text.len() - rest.len();
     let plain = (1..=19).contains(&length)
-        && (length == 1 || first != b'0')
+        && (length == 1 || text.first() != Some(&b'0'))
         && matches!(rest.first()?, b',' | b'}');
     plain.then_some((number, rest))
 }
 
 /// The whole frame through `serde_json`: slow, and right about everything. A number out of
 /// range or of another type counts as absent rather than making the frame unreadable.
+#[cold]
 fn parse(frame: &[u8]) -> Envelope {
     #[derive(Deserialize)]
     struct Fields<'a> {

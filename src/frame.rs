@@ -67,6 +67,7 @@ impl Framer {
 
     /// Takes the next message of `bytes` from `at` on, and moves `at` behind it. `Ok(None)` when
     /// only part of a frame is left. Replies go to `outgoing`.
+    #[inline]
     pub(crate) fn next(
         &mut self,
         bytes: &[u8],
@@ -90,6 +91,7 @@ impl Framer {
 
     /// Where the text lies, if the next frame is one that needs no rule but UTF-8. Anything else,
     /// and anything wrong, is the context's to judge.
+    #[inline]
     fn whole_text(&self, bytes: &[u8], at: usize) -> Option<Range<usize>> {
         let (&[first, second], rest) = bytes.get(at..)?.split_first_chunk()?;
         if first != WHOLE_TEXT {
@@ -106,10 +108,11 @@ impl Framer {
         }
         let start = at + header;
         let text = bytes.get(start..start.checked_add(length)?)?;
-        std::str::from_utf8(text).ok()?;
+        simdutf8::basic::from_utf8(text).ok()?;
         Some(start..start + length)
     }
 
+    #[cold]
     fn next_by_context(
         &mut self,
         bytes: &[u8],

@@ -173,6 +173,7 @@ impl Link {
     }
 
     /// One text message, which lies at `range` of the batch's bytes.
+    #[inline]
     fn text(
         &mut self,
         range: Range<usize>,
@@ -196,6 +197,7 @@ impl Link {
 
     /// The sequence check: before anything looks at the frame's type, since replies and errors
     /// take places in the sequence too.
+    #[inline]
     fn observe(
         &mut self,
         envelope: &Envelope,
@@ -222,6 +224,7 @@ impl Link {
         observed
     }
 
+    #[inline]
     fn data(
         &mut self,
         range: Range<usize>,

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use arrayvec::ArrayVec;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, bounded};
 use crossbeam_utils::CachePadded;
 
@@ -25,6 +26,10 @@ pub(crate) const SMALL_BYTES: usize = 4 << 10;
 pub(crate) const LARGE_BYTES: usize = 96 << 10;
 /// Empty batches on their way back to one shard; more than this are let go.
 const RETURNS_MAX: usize = 256;
+/// So many batches at most go to the consumer together, if each holds this many bytes: under a
+/// flood one wake-up serves them all, and a message waits for three more reads at most.
+const TOGETHER_MAX: usize = 4;
+const TOGETHER_BYTES: usize = 16 << 10;
 /// Bytes are accounted in units of this many.
 const UNIT_BYTES: usize = 256;
 
@@ -101,6 +106,8 @@ pub(crate) struct Outlet {
     returns: Receiver<Box<Buffer>>,
     small: Vec<Box<Buffer>>,
     large: Vec<Box<Buffer>>,
+    /// Full reads that go together, so that one wake-up serves them all.
+    waiting: ArrayVec<Box<Buffer>, TOGETHER_MAX>,
 }
 
 impl Outlet {
@@ -214,12 +221,31 @@ impl Outlet {
 
     fn pass_on(&mut self, mut batch: Box<Buffer>, charge: Charge) {
         batch.charge = charge;
+        let full = batch.bytes.len() >= TOGETHER_BYTES;
+        self.waiting.push(batch);
+        if !full || self.waiting.is_full() {
+            self.flush();
+        }
+    }
+
+    /// Sends what waits; called at the end of each turn.
+    pub(crate) fn flush(&mut self) {
         // Cannot be full: there is a place for every message there is room for. A consumer that
         // went away meanwhile makes these messages abandoned.
-        if let Err(error) = self.sender.try_send(batch) {
-            self.room.release(charge);
-            self.recycle(error.into_inner());
+        for batch in std::mem::take(&mut self.waiting) {
+            if let Err(error) = self.sender.try_send(batch) {
+                let batch = error.into_inner();
+                self.room.release(batch.charge);
+                self.recycle(batch);
+            }
         }
+    }
+}
+
+impl Drop for Outlet {
+    /// What counts as handed over is, however the shard ends.
+    fn drop(&mut self) {
+        self.flush();
     }
 }
 
@@ -261,6 +287,7 @@ impl Handoff {
             returns: self.returns.get(usize::from(shard.number()))?.clone(),
             small: Vec::new(),
             large: Vec::new(),
+            waiting: ArrayVec::new(),
         })
     }
 

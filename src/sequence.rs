@@ -106,6 +106,7 @@ impl Sequences {
     }
 
     /// Records a frame's number, before anything else looks at the frame.
+    #[inline]
     pub(crate) fn observe(&mut self, sid: Sid, seq: Seq) -> Observed {
         let seq = seq.number();
         if seq == 1 && self.restart_retired(sid) {
@@ -134,6 +135,7 @@ impl Sequences {
     }
 
     /// Takes a message for the host: what was owed becomes its `gap_size`.
+    #[inline]
     pub(crate) fn take(&mut self, sid: Sid, observed: Observed) -> Mark {
         let Some(state) = self.ensure(sid) else {
             return Mark { continuity: Continuity::Next, gap_size: 0 };
@@ -190,6 +192,7 @@ impl Sequences {
         std::iter::once((None, self.carry)).chain(states).filter(|&(_, owed)| owed > 0)
     }
 
+    #[inline]
     fn find(&self, sid: Sid) -> Option<usize> {
         self.states.iter().position(|state| state.sid == sid)
     }
@@ -200,6 +203,7 @@ impl Sequences {
     }
 
     /// The state of `sid`, made if there is room; retired ones make room.
+    #[inline]
     fn ensure(&mut self, sid: Sid) -> Option<&mut State> {
         let index = match self.find(sid) {
             Some(index) => index,

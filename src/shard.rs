@@ -186,6 +186,7 @@ impl<T: Transport> Shard<T> {
         self.drive_ready(now);
         self.run_timers(now);
         self.finish_stopping(now);
+        self.outlet.flush();
         match self.state {
             State::Stopped | State::Failed => Next::Done,
             _ if !self.ready.is_empty() || !self.orders.is_empty() => Next::Now,

@@ -49,6 +49,34 @@ fn the_first_that_fit_are_handed_over() {
 }
 
 #[test]
+fn full_reads_go_together_and_a_small_one_waits_for_nothing() {
+    let (_handoff, mut outlet, mut messages) = handoff(1_000_000, 1 << 30);
+    let mut rest = Vec::new();
+    let mut send = |outlet: &mut Outlet, count| {
+        let batch = fill(outlet, count);
+        assert_eq!(outlet.send(batch, &mut rest).messages, count);
+    };
+    send(&mut outlet, TOGETHER_BYTES);
+    assert_eq!(messages.try_recv_batch().unwrap_err(), RecvError::Empty);
+    send(&mut outlet, 1);
+    assert_eq!(messages.try_recv_batch().unwrap().len(), TOGETHER_BYTES, "in their order");
+    assert_eq!(messages.try_recv_batch().unwrap().len(), 1);
+    for _ in 0..TOGETHER_MAX {
+        assert_eq!(messages.try_recv_batch().unwrap_err(), RecvError::Empty);
+        send(&mut outlet, TOGETHER_BYTES);
+    }
+    for _ in 0..TOGETHER_MAX {
+        assert_eq!(messages.try_recv_batch().unwrap().len(), TOGETHER_BYTES);
+    }
+    send(&mut outlet, TOGETHER_BYTES);
+    outlet.flush();
+    assert_eq!(messages.try_recv_batch().unwrap().len(), TOGETHER_BYTES);
+    send(&mut outlet, TOGETHER_BYTES);
+    drop(outlet);
+    assert_eq!(messages.try_recv_batch().unwrap().len(), TOGETHER_BYTES, "nothing is kept back");
+}
+
+#[test]
 fn bytes_are_bounded_by_capacity() {
     let (_handoff, mut outlet, mut messages) = handoff(1_000, 2 * SMALL_BYTES);
     let mut rest = Vec::new();
