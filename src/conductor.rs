@@ -278,6 +278,10 @@ impl<L> Conductor<L> {
                     self.lost(conn, epoch, cause, heard, now);
                 }
                 Report::RegistryHungUp => self.event(Event::RegistryHungUp),
+                Report::HandlerSlow { shard, took, calls } => {
+                    log::warn!("shard {shard}: {calls} slow handler calls, of up to {took:.1?}");
+                    self.event(Event::HandlerSlow { shard, took, calls });
+                }
                 Report::Stopped => {
                     self.shards_running = self.shards_running.saturating_sub(1);
                 }

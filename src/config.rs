@@ -1,17 +1,21 @@
 //! The engine's settings: each documented once, with unit and default; validated when built.
 //! Nothing reads the environment or a file unless the host asks for it here.
 
-use std::path::PathBuf;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Deserialize;
 
 use crate::affinity;
 use crate::auth::Credentials;
+use crate::cores;
 use crate::endpoint::Endpoint;
 use crate::error::ConfigError;
 use crate::overflow::OverflowPolicy;
+use crate::placement::{Placement, Wanted};
 use crate::pool::PoolLayout;
+use crate::socket::SocketOptions;
 use crate::tls::TlsConfig;
 
 /// Defines the settings struct, its defaults and its setters from one list. A setter takes the
@@ -104,6 +108,37 @@ settings! {
     pin: bool = true;
     /// What a shard does when nothing is ready. Default: block.
     wait: Wait = Wait::Block;
+    /// Reads of up to 64 KiB one connection may have in one turn of its shard before the others
+    /// have theirs. More is cheaper in a burst, and unfair. Default: 1.
+    turn_budget: usize = 1;
+    /// Time one call of an inline handler may take before it is reported as slow; its shard's
+    /// sockets wait meanwhile. Default: 1 ms.
+    #[serde(with = "humantime_serde")]
+    handler_slow_threshold: Duration = Duration::from_millis(1);
+
+    /// Receive buffer of each socket in bytes (`SO_RCVBUF`), set before it connects. Default:
+    /// none; the kernel sizes it as it goes, which a size of your own ends.
+    [some] receive_buffer_bytes: Option<usize> = None;
+    /// Microseconds a read that finds nothing polls the network card (`SO_BUSY_POLL`); needs
+    /// `CAP_NET_ADMIN` and a card that can be polled. Shards that sleep in the kernel poll only
+    /// if `net.core.busy_poll` is set, too. Default: none, as the system says.
+    [some] busy_poll_us: Option<u32> = None;
+    /// Time data we sent may go unacknowledged before the kernel gives the connection up
+    /// (`TCP_USER_TIMEOUT`). Default: `ping_idle` and `pong_timeout` together, 25 s. Zero: left
+    /// to the system.
+    #[serde(with = "humantime_serde")]
+    [some] tcp_user_timeout: Option<Duration> = None;
+    /// This machine's address to connect from. Default: as the routes say.
+    [some] bind_address: Option<IpAddr> = None;
+    /// The network interface to connect through (`SO_BINDTODEVICE`). Default: as the routes say.
+    [some] bind_interface: Option<String> = None;
+    /// Whether [`Stamp::wall`](crate::Stamp::wall) is the kernel's time of arrival
+    /// (`SO_TIMESTAMPNS`) instead of the time of the read. The kernel takes it in software when
+    /// its network stack gets a packet; the read gets that of the last segment it took bytes of,
+    /// still encrypted. So it is exact for a message that came alone; of several in one read all
+    /// carry the arrival of the last, perhaps of the front of the next. Where the kernel has no
+    /// stamp it is the time of the read. `Stamp::mono` stays the time of the read. Default: false.
+    kernel_timestamps: bool = false;
 
     /// Time for a connect in all: lookup, TCP, TLS and upgrade. Default: 10 s.
     #[serde(with = "humantime_serde")]
@@ -200,8 +235,8 @@ pub struct Config {
     pub(crate) settings: ConfigBuilder,
     pub(crate) endpoint: Endpoint,
     pub(crate) tls: Option<TlsConfig>,
-    /// The core of each shard; none when not pinned.
-    pub(crate) shard_cores: Vec<Option<usize>>,
+    pub(crate) placement: Placement,
+    pub(crate) socket: SocketOptions,
     pub(crate) min_healthy: usize,
 }
 
@@ -218,7 +253,7 @@ impl Config {
 
     /// How many shards there will be.
     pub fn shards(&self) -> usize {
-        self.shard_cores.len()
+        self.placement.shards.len()
     }
 }
 
@@ -283,8 +318,30 @@ impl ConfigBuilder {
             let problem = format!("{min_healthy} of {connections} connections; ask for fewer");
             return invalid("min_healthy", problem);
         }
-        let shard_cores = self.shard_cores()?;
-        Ok(Config { endpoint, tls, shard_cores, min_healthy, settings: self })
+        let placement = self.placement()?;
+        let socket = self.socket_options();
+        socket.check()?;
+        Ok(Config { endpoint, tls, placement, socket, min_healthy, settings: self })
+    }
+
+    fn placement(&self) -> Result<Placement, ConfigError> {
+        let isolated = cores::isolated(Path::new(cores::SYSFS)).unwrap_or_default();
+        let wanted = Wanted { shards: self.shards, cores: self.cores.as_deref(), pin: self.pin };
+        Placement::choose(wanted, &affinity::allowed_cores(), |core| {
+            isolated.contains(&core) && affinity::may_pin(core)
+        })
+    }
+
+    fn socket_options(&self) -> SocketOptions {
+        let liveness = self.ping_idle.saturating_add(self.pong_timeout);
+        SocketOptions {
+            receive_buffer_bytes: self.receive_buffer_bytes,
+            busy_poll_us: self.busy_poll_us,
+            user_timeout: self.tcp_user_timeout.unwrap_or(liveness),
+            bind_address: self.bind_address,
+            bind_interface: self.bind_interface.clone(),
+            kernel_timestamps: self.kernel_timestamps,
+        }
     }
 
     fn check_numbers(&self) -> Result<(), ConfigError> {
@@ -300,6 +357,13 @@ impl ConfigBuilder {
         at_least("markets_per_connection", self.markets_per_connection, 1, 1_000_000)?;
         at_least("message_buffer", self.message_buffer, 1, 1 << 24)?;
         at_least("event_buffer", self.event_buffer, 1, 1 << 20)?;
+        at_least("turn_budget", self.turn_budget, 1, 1_024)?;
+        if let Some(bytes) = self.receive_buffer_bytes {
+            at_least("receive_buffer_bytes", bytes, 4_096, 1 << 30)?;
+        }
+        if let Some(us) = self.busy_poll_us.filter(|us| *us > 1_000_000) {
+            return invalid("busy_poll_us", format!("{us} is outside 0 to 1000000; 50 is usual"));
+        }
         at_least("max_message_size", self.max_message_size, 4_096, 256 << 20)?;
         let least = self.max_message_size.saturating_add(256 << 10);
         at_least("message_buffer_bytes", self.message_buffer_bytes, least, 1 << 36)?;
@@ -328,40 +392,15 @@ impl ConfigBuilder {
         within("ping_idle", self.ping_idle, ms, day)?;
         within("pong_timeout", self.pong_timeout, ms, day)?;
         within("write_timeout", self.write_timeout, ms, day)?;
+        let us = Duration::from_micros(1);
+        within("handler_slow_threshold", self.handler_slow_threshold, us, day)?;
+        if let Some(timeout) = self.tcp_user_timeout.filter(|timeout| !timeout.is_zero()) {
+            within("tcp_user_timeout", timeout, ms, day)?;
+        }
         if let Wait::Adaptive { spin } = self.wait {
             within("wait", spin, Duration::from_nanos(1), second)?;
         }
         Ok(())
-    }
-
-    /// Which core each shard runs on.
-    fn shard_cores(&self) -> Result<Vec<Option<usize>>, ConfigError> {
-        let allowed = affinity::allowed_cores();
-        let wanted = self.cores.as_ref().map(Vec::len);
-        let default = allowed.len().saturating_sub(1).clamp(1, 4);
-        let shards = self.shards.or(wanted).unwrap_or(default);
-        if !(1..=64).contains(&shards) {
-            return invalid(
-                "shards",
-                format!("{shards} is outside 1 to 64; one per core is usual"),
-            );
-        }
-        let Some(cores) = &self.cores else {
-            // From the last core down: the first ones serve interrupts and everything else.
-            let mut downward = allowed.iter().rev().cycle();
-            return Ok((0..shards)
-                .map(|_| downward.next().copied().filter(|_| self.pin))
-                .collect());
-        };
-        if cores.len() != shards {
-            let problem = format!("{} cores for {shards} shards; name one for each", cores.len());
-            return invalid("cores", problem);
-        }
-        if let Some(missing) = cores.iter().find(|core| !allowed.contains(core)) {
-            let problem = format!("core {missing} is not among those allowed here ({allowed:?})");
-            return invalid("cores", problem);
-        }
-        Ok(cores.iter().map(|&core| Some(core).filter(|_| self.pin)).collect())
     }
 
     /// One TLS configuration for the whole pool: verified certificates, tickets shared.
@@ -439,6 +478,15 @@ mod tests {
         refused(new().cores(vec![100_000]), "cores");
         refused(new().cores(vec![0]).shards(2), "cores");
         refused(new().chunk(0), "chunk");
+        refused(new().turn_budget(0), "turn_budget");
+        refused(new().handler_slow_threshold(Duration::ZERO), "handler_slow_threshold");
+        refused(new().receive_buffer_bytes(100), "receive_buffer_bytes");
+        refused(new().receive_buffer_bytes(usize::MAX), "receive_buffer_bytes");
+        refused(new().busy_poll_us(2_000_000), "busy_poll_us");
+        refused(new().tcp_user_timeout(Duration::from_micros(1)), "tcp_user_timeout");
+        refused(new().tcp_user_timeout(Duration::MAX), "tcp_user_timeout");
+        refused(new().bind_address([192, 0, 2, 1].into()), "bind_address");
+        refused(new().bind_interface("no-such-if".into()), "bind_interface");
         refused(new().message_buffer(0), "message_buffer");
         refused(new().message_buffer_bytes(1_000), "message_buffer_bytes");
         refused(new().connect_timeout(Duration::ZERO), "connect_timeout");
@@ -450,6 +498,15 @@ mod tests {
         refused(new().key_id("id".into()), "key_file");
         refused(new().ca_file(PathBuf::from("/no/such/file")), "ca_file");
         refused(new().ca_pem("nothing".into()), "ca_pem");
+    }
+
+    #[test]
+    fn the_kernel_gives_up_when_we_do() {
+        let timeout = |builder: ConfigBuilder| builder.socket_options().user_timeout;
+        let seconds = Duration::from_secs;
+        assert_eq!(timeout(Config::builder()), seconds(25));
+        assert_eq!(timeout(Config::builder().ping_idle(seconds(60))), seconds(70));
+        assert_eq!(timeout(Config::builder().tcp_user_timeout(seconds(5))), seconds(5));
     }
 
     #[test]

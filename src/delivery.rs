@@ -2,14 +2,22 @@
 //! the shard's own thread for hosts that want no hop between threads.
 
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::Sender;
 
 use crate::batch::Batch;
 use crate::ids::ShardId;
+use crate::mailbox::Report;
+use crate::stats::ShardCounters;
+use crate::watch::{Slow, Watch};
 
 /// Takes messages on a shard's own thread and core: whatever time it takes, the shard's sockets
 /// wait. It lives and dies on that thread. A panic in it is caught: its shard closes its
-/// connections and is reported lost, the other shards go on.
+/// connections and is reported lost, the other shards go on. Each call is timed; one that takes
+/// longer than `handler_slow_threshold` is reported ([`Event::HandlerSlow`](crate::Event)).
 ///
 /// Any `FnMut(&Batch)` is one.
 ///
@@ -32,6 +40,50 @@ pub trait Handler {
 impl<F: FnMut(&Batch<'_>)> Handler for F {
     fn on_batch(&mut self, batch: &Batch<'_>) {
         self(batch);
+    }
+}
+
+/// A shard's handler, and the watch over it.
+pub(crate) struct Inline {
+    handler: Box<dyn Handler>,
+    watch: Watch,
+}
+
+/// The handler panicked: whatever state it is in, it must not be called again.
+pub(crate) struct Panicked;
+
+impl Inline {
+    /// Calls the handler, and counts the call and the time it took by `now`.
+    pub(crate) fn call(
+        &mut self,
+        batch: &Batch<'_>,
+        counters: &ShardCounters,
+        now: impl Fn() -> Instant,
+    ) -> Result<(), Panicked> {
+        let begun = now();
+        let call = AssertUnwindSafe(|| self.handler.on_batch(batch));
+        let outcome = catch_unwind(call).map_err(|_| Panicked);
+        let took = now().saturating_duration_since(begun);
+        let nanoseconds = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
+        counters.handler_calls.add(1);
+        counters.handler_busy_ns.add(nanoseconds);
+        counters.handler_ns_max.raise(nanoseconds);
+        counters.handler_slow.add(u64::from(self.watch.note(took)));
+        outcome
+    }
+
+    /// Tells the conductor of slow calls, if it is time to; when it will be, if it is not.
+    pub(crate) fn tell(
+        &mut self,
+        shard: ShardId,
+        reports: &Sender<Report>,
+        now: Instant,
+    ) -> Option<Instant> {
+        // The queue's places are for what must be told at once; this is counted, and can wait.
+        let room = reports.capacity().is_none_or(|places| reports.len() < places / 2);
+        self.watch.tell(now, |Slow { calls, took }| {
+            room && reports.try_send(Report::HandlerSlow { shard, took, calls }).is_ok()
+        })
     }
 }
 
@@ -72,8 +124,9 @@ impl Delivery {
     }
 
     /// The handler of one shard, made on its thread.
-    pub(crate) fn handler(&self, shard: ShardId) -> Option<Box<dyn Handler>> {
-        self.inline.as_ref().map(|factory| factory(shard))
+    pub(crate) fn handler(&self, shard: ShardId, slow: Duration) -> Option<Inline> {
+        let handler = self.inline.as_ref().map(|factory| factory(shard));
+        handler.map(|handler| Inline { handler, watch: Watch::new(slow) })
     }
 
     pub(crate) fn is_inline(&self) -> bool {

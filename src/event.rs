@@ -7,7 +7,7 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, bounded};
 
 use crate::error::{Cause, RecvError};
-use crate::ids::{ConnId, Epoch, Role};
+use crate::ids::{ConnId, Epoch, Role, ShardId};
 
 /// Something happened that is not a message. The order between events and messages is not
 /// promised; both name their connection and epoch.
@@ -89,6 +89,16 @@ pub enum Event {
     },
     /// Nobody takes lifecycle frames any more; they are discarded and counted.
     RegistryHungUp,
+    /// An inline handler took longer than `handler_slow_threshold`, and its shard's sockets waited.
+    /// Told at once, then at most once a second for each shard.
+    HandlerSlow {
+        /// Whose handler.
+        shard: ShardId,
+        /// The slowest call since the last such event.
+        took: Duration,
+        /// How many calls since then were slow.
+        calls: u64,
+    },
     /// A shard's thread ended, by a bug in it or because its inline handler panicked. Its
     /// connections are halted; the other shards go on.
     ThreadLost {

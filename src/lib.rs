@@ -36,6 +36,7 @@ mod conductor;
 mod config;
 mod connection;
 mod connector;
+mod cores;
 mod delivery;
 mod endpoint;
 mod envelope;
@@ -51,6 +52,7 @@ mod market;
 mod messages;
 mod metrics;
 mod overflow;
+mod placement;
 mod pool;
 #[cfg(test)]
 mod property;
@@ -59,6 +61,7 @@ mod request;
 mod resolve;
 mod sequence;
 mod shard;
+mod socket;
 mod stats;
 mod subscription;
 mod thread;
@@ -67,6 +70,9 @@ mod timer;
 mod tls;
 mod transport;
 mod upgrade;
+mod warning;
+mod watch;
+mod wiring;
 
 pub use auth::Credentials;
 pub use batch::{Batch, BatchIter, Continuity, Message, RawMessage};
@@ -89,6 +95,7 @@ pub use registry::{
     ChangeKind, ChannelRegistry, MarketChange, MarketStatus, Registry, RegistryHost, StaticRegistry,
 };
 pub use stats::{ShardStats, Stats, SubscribeErrors};
+pub use warning::Warning;
 
 /// The README's Rust is compiled by the tests.
 #[cfg(doctest)]

@@ -45,10 +45,30 @@ pub(crate) enum Order<L> {
 /// From a shard to the conductor.
 #[derive(Debug)]
 pub(crate) enum Report {
-    Ended { conn: ConnId, epoch: Epoch, ended: Ended },
-    SubscriptionEnded { conn: ConnId, epoch: Epoch, sid: Sid, code: Option<i64> },
-    Down { conn: ConnId, epoch: Epoch, cause: Cause, heard: bool },
+    Ended {
+        conn: ConnId,
+        epoch: Epoch,
+        ended: Ended,
+    },
+    SubscriptionEnded {
+        conn: ConnId,
+        epoch: Epoch,
+        sid: Sid,
+        code: Option<i64>,
+    },
+    Down {
+        conn: ConnId,
+        epoch: Epoch,
+        cause: Cause,
+        heard: bool,
+    },
     RegistryHungUp,
+    /// Slow calls of an inline handler since the last such report, and the slowest of them.
+    HandlerSlow {
+        shard: ShardId,
+        took: Duration,
+        calls: u64,
+    },
     Stopped,
 }
 

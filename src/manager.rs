@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -13,27 +14,25 @@ use crossbeam_channel::{Receiver, Sender, bounded, never};
 use crate::backoff::Backoff;
 use crate::clock;
 use crate::conductor::{Conductor, ConductorParts};
-use crate::config::Config;
-use crate::connector::{Connector, ConnectorParts, Dial, Dialed};
+use crate::config::{Config, Wait};
+use crate::connector::Connector;
+use crate::cores::{self, CoreFacts};
 use crate::delivery::Delivery;
 use crate::error::{MessagesError, StartError};
 use crate::event::{Event, Events};
-use crate::ids::{ShardId, Ticker};
-use crate::link::LinkSettings;
-use crate::mailbox::{
-    Control, Inputs, Mailbox, Order, Report, Untold, dial_queue_size, order_queue_size,
-    report_queue_size,
-};
+use crate::ids::Ticker;
+use crate::mailbox::{Control, Inputs, Untold};
 use crate::market::SubscriptionInfo;
 use crate::messages::{Handoff, Messages, Room};
 use crate::registry::Registry;
-use crate::resolve::{SystemResolver, Wake};
-use crate::shard::{Shard, ShardParts};
+use crate::shard::Shard;
 use crate::stats::{Counters, Stats};
 use crate::subscription::{CommandLimits, Subscriptions};
-use crate::thread::{self, Exits};
+use crate::thread::{self, Seat};
 use crate::timer::after;
-use crate::transport::{TcpLink, TcpTransport};
+use crate::transport::TcpLink;
+use crate::warning::{Warning, Warnings};
+use crate::wiring::{Mailboxes, Wiring};
 
 /// How long a question to the conductor may take.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
@@ -43,8 +42,6 @@ const CONTROL_MAX: usize = 64;
 const STOP_MAX: Duration = Duration::from_secs(3_600);
 /// How long the drop of a running manager may take.
 const DROP_DEADLINE: Duration = Duration::from_secs(1);
-/// Replies the peer may leave unread before its connection is given up, beside commands.
-const REPLIES_BYTES_MAX: usize = 1 << 20;
 
 /// The connection manager: keeps the pool connected and subscribed, and hands every message to
 /// the host.
@@ -80,6 +77,7 @@ pub struct Manager {
     phase: Phase,
     delivery: Delivery,
     flags: Arc<Flags>,
+    warnings: Arc<Warnings>,
     /// Changes the registry reported during a start that failed.
     remembered: BTreeMap<Ticker, bool>,
 }
@@ -152,12 +150,19 @@ pub struct Handle {
     room: Arc<Room>,
     control: Sender<Control>,
     flags: Arc<Flags>,
+    warnings: Arc<Warnings>,
 }
 
 impl Handle {
     /// Everything counted, read now. Touches no engine thread.
     pub fn stats(&self) -> Stats {
         self.counters.snapshot(self.room.is_closed())
+    }
+
+    /// What costs latency, or was asked for and could not be had, so far: as
+    /// [`Manager::warnings`].
+    pub fn warnings(&self) -> Vec<Warning> {
+        self.warnings.all()
     }
 
     /// Where a market is; `None` when it is unknown or the engine is not running. Asks the
@@ -229,6 +234,7 @@ impl Manager {
             phase: Phase::Idle,
             delivery,
             flags: Arc::default(),
+            warnings: Arc::default(),
             remembered: BTreeMap::new(),
             config,
         }
@@ -261,7 +267,15 @@ impl Manager {
             room: Arc::clone(&self.room),
             control: self.control.0.clone(),
             flags: Arc::clone(&self.flags),
+            warnings: Arc::clone(&self.warnings),
         }
+    }
+
+    /// What costs latency, or was asked for and could not be had, in the order it was found: the
+    /// shards' cores at `start`, socket options with the first connection, a lost pin whenever it
+    /// is lost. Each is logged once as a warning, too.
+    pub fn warnings(&self) -> Vec<Warning> {
+        self.warnings.all()
     }
 
     /// Starts the threads and waits, at most `start_timeout`, until `min_healthy` connections are
@@ -318,23 +332,29 @@ impl Manager {
         let Some(handoff) = &self.handoff else {
             return Err(StartError::Stopped);
         };
-        let wiring = Wiring::new(&self.config, &self.counters, handoff, &self.delivery);
+        self.inspect_cores();
+        let (counters, delivery) = (&self.counters, &self.delivery);
+        let wiring = Wiring::new(&self.config, counters, handoff, delivery, &self.warnings);
         let wiring = wiring.map_err(threads)?;
         let Wiring { shards, connector, mailboxes, dialed, reports, lost, exits, ended } = wiring;
         let control = self.control.1.clone();
         let inputs = Inputs { control, changes: never(), dialed, reports, lost };
         let (mut others, mut names) = (Vec::new(), Vec::new());
         let wait = self.config.settings.wait;
-        for (shard, core) in shards.into_iter().zip(&self.config.shard_cores) {
-            let (id, core, counters) = (shard.id, *core, Arc::clone(&shard.counters));
+        for (shard, core) in shards.into_iter().zip(&self.config.placement.shards) {
+            let (id, counters) = (shard.id, Arc::clone(&shard.counters));
             let name = format!("kf-shard-{id}");
-            let told = exits.clone();
-            let run = move || thread::run_shard(Shard::new(shard), core, wait, &counters, &told);
+            let (told, warnings) = (exits.clone(), Arc::clone(&self.warnings));
+            let seat = Seat { shard: id, core: *core, wait };
+            let run =
+                move || thread::run_shard(|| Shard::new(shard), seat, &counters, &told, &warnings);
             others.push(thread::spawn(&name, Some(id), &exits, run).map_err(threads)?);
             names.push(name);
         }
         let counters = Arc::clone(&self.counters);
+        let confine = self.confine();
         let run = move || {
+            confine();
             thread::run_connector(Connector::new(connector), &counters.control.connector_cpu_ns);
             Vec::new()
         };
@@ -344,7 +364,9 @@ impl Manager {
         let handoff = self.handoff.take();
         let remembered = std::mem::take(&mut self.remembered);
         let (counters, flags) = (Arc::clone(&self.counters), Arc::clone(&self.flags));
+        let confine = self.confine();
         let run = move || {
+            confine();
             let mut conductor = Conductor::new(parts, clock::now());
             conductor.begin(&mut *registry, remembered);
             let cpu = &counters.control.conductor_cpu_ns;
@@ -359,6 +381,24 @@ impl Manager {
         let conductor = thread::spawn(CONDUCTOR, None, &exits, run).map_err(threads)?;
         names.extend([CONNECTOR.to_owned(), CONDUCTOR.to_owned()]);
         Ok(Running { conductor, others, ended, names })
+    }
+
+    /// What spoils the shards' cores.
+    fn inspect_cores(&self) {
+        let placement = &self.config.placement;
+        let root = Path::new(cores::SYSFS);
+        let facts: Vec<_> =
+            placement.cores().into_iter().map(|core| CoreFacts::read(root, core)).collect();
+        let spinning = self.config.settings.wait != Wait::Block;
+        for warning in placement.spoiled(&facts, spinning) {
+            self.warnings.add(warning);
+        }
+    }
+
+    /// Keeps the thread that calls it off the shards' cores.
+    fn confine(&self) -> impl FnOnce() + Send + 'static {
+        let (cores, warnings) = (self.config.placement.control.clone(), Arc::clone(&self.warnings));
+        move || thread::confine(&cores, &warnings)
     }
 
     fn conductor_parts(
@@ -455,111 +495,6 @@ impl fmt::Debug for Manager {
 
 const CONDUCTOR: &str = "kf-conductor";
 const CONNECTOR: &str = "kf-connector";
-
-type Mailboxes = (Mailbox<Dial>, Vec<Mailbox<Order<TcpLink>>>);
-
-/// The queues between the threads, and the parts of those that sleep in a poll.
-struct Wiring {
-    shards: Vec<ShardParts<TcpTransport>>,
-    connector: ConnectorParts<TcpTransport, SystemResolver>,
-    mailboxes: Mailboxes,
-    dialed: Receiver<Dialed<TcpLink>>,
-    reports: Receiver<Report>,
-    lost: Receiver<ShardId>,
-    exits: Exits,
-    ended: Receiver<String>,
-}
-
-impl Wiring {
-    fn new(
-        config: &Config,
-        counters: &Counters,
-        handoff: &Handoff,
-        delivery: &Delivery,
-    ) -> std::io::Result<Self> {
-        let settings = &config.settings;
-        let (connections, in_flight) = (settings.pool.connections(), settings.commands_in_flight);
-        let (report_sender, reports) = bounded(report_queue_size(connections, in_flight));
-        let (mut shards, mut shard_boxes) = (Vec::new(), Vec::new());
-        for ((id, block), _) in (0u16..).zip(&counters.shards).zip(&config.shard_cores) {
-            let id = ShardId::new(id);
-            let (transport, wake) = transport(config)?;
-            let (orders, order_receiver) = bounded(order_queue_size(connections, in_flight));
-            let Some(outlet) = handoff.outlet(id) else {
-                break;
-            };
-            shards.push(ShardParts {
-                id,
-                shards: config.shards(),
-                transport,
-                settings: link_settings(config),
-                orders: order_receiver,
-                reports: report_sender.clone(),
-                outlet,
-                pool: settings.pool,
-                overflow: settings.overflow,
-                delivery: delivery.clone(),
-                counters: Arc::clone(block),
-            });
-            shard_boxes.push(Mailbox { orders, wake });
-        }
-        let (transport, wake) = transport(config)?;
-        let endpoint = config.endpoint.clone();
-        let resolver = SystemResolver::new(&endpoint.host, endpoint.port, Arc::clone(&wake));
-        let (orders, dial_receiver) = bounded(dial_queue_size(connections));
-        let (dialed_sender, dialed) = bounded(dial_queue_size(connections));
-        let connector = ConnectorParts {
-            transport,
-            resolver,
-            endpoint,
-            credentials: settings.credentials.clone(),
-            connect_timeout: settings.connect_timeout,
-            connections,
-            orders: dial_receiver,
-            reports: dialed_sender,
-            counters: Arc::clone(&counters.control),
-        };
-        let threads = config.shards().saturating_add(2);
-        let (ended_sender, ended) = bounded(threads);
-        let (lost_sender, lost) = bounded(threads);
-        Ok(Self {
-            shards,
-            connector,
-            mailboxes: (Mailbox { orders, wake }, shard_boxes),
-            dialed,
-            reports,
-            lost,
-            exits: Exits { ended: ended_sender, lost: lost_sender },
-            ended,
-        })
-    }
-}
-
-/// A transport with its own poll, and what wakes it.
-fn transport(config: &Config) -> std::io::Result<(TcpTransport, Wake)> {
-    let tls = config.tls.clone().zip(config.endpoint.tls_name.clone());
-    let (transport, waker) = TcpTransport::new(tls)?;
-    let wake: Wake = Arc::new(move || {
-        // Fails only when the poll it wakes is gone, and with it everyone who waits there.
-        waker.wake().unwrap_or_default();
-    });
-    Ok((transport, wake))
-}
-
-fn link_settings(config: &Config) -> LinkSettings {
-    let settings = &config.settings;
-    let command_bytes = settings.chunk.saturating_mul(Ticker::BYTES_MAX + 3).min(1 << 16);
-    LinkSettings {
-        message_bytes_max: settings.max_message_size,
-        outgoing_bytes_max: command_bytes
-            .saturating_mul(settings.commands_in_flight)
-            .saturating_add(REPLIES_BYTES_MAX),
-        subscribe_timeout: settings.subscribe_timeout,
-        ping_idle: settings.ping_idle,
-        pong_timeout: settings.pong_timeout,
-        write_timeout: settings.write_timeout,
-    }
-}
 
 /// Waits for the threads to end; the names of those that did not.
 fn await_threads(running: &Running, until: Instant) -> Vec<String> {

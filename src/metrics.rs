@@ -2,6 +2,7 @@
 //! host serves it where it serves its own.
 
 use std::fmt::{Display, Write};
+use std::time::Duration;
 
 use crate::stats::Stats;
 
@@ -35,10 +36,16 @@ impl Stats {
             ("lifecycle_forwarded_total", "Handed to the registry.", self.lifecycle_forwarded),
             ("lifecycle_discarded_total", "Nobody listened for.", self.lifecycle_discarded),
             ("events_dropped_total", "Events without room.", self.events_dropped),
+            ("handler_calls_total", "Calls of inline handlers.", self.handler_calls),
+            ("handler_slow_total", "Calls over the threshold.", self.handler_slow),
         ] {
             page.counter(name, help);
             page.sample("", count);
         }
+        page.counter("handler_busy_seconds_total", "Time spent in inline handlers.");
+        page.sample("", Duration::from_nanos(self.handler_busy_ns).as_secs_f64());
+        page.gauge("handler_slowest_seconds", "The longest call of an inline handler.");
+        page.sample("", Duration::from_nanos(self.handler_slowest_ns).as_secs_f64());
         page.counter("reconnects_total", "Returns to live, by connection.");
         for (conn, role, count) in &self.reconnects_by_connection {
             page.sample(&format!("conn_id=\"{conn}\",role=\"{role}\""), count);
@@ -95,12 +102,17 @@ mod tests {
         counters.control.reconnect(ConnId::new(7));
         counters.control.subscribe_error(Role::Orderbook, 14);
         counters.shards[1].messages_received.add(3);
+        counters.shards[0].handler_busy_ns.add(1_500_000_000);
+        counters.shards[1].handler_busy_ns.add(1_000_000_000);
+        counters.shards[1].handler_ns_max.raise(2_000_000);
         let text = counters.snapshot(false).prometheus();
         for line in [
             "conn_manager_connections_total 150",
             "conn_manager_connections_healthy{role=\"orderbook\"} 0",
             "conn_manager_messages_received_total 3",
             "conn_manager_sequence_gaps_total 0",
+            "conn_manager_handler_busy_seconds_total 2.5",
+            "conn_manager_handler_slowest_seconds 0.002",
             "conn_manager_reconnects_total{conn_id=\"7\",role=\"orderbook\"} 1",
             "conn_manager_subscribe_errors_total{channel=\"orderbook_delta\",error_code=\"14\"} 1",
         ] {

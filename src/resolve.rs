@@ -1,5 +1,6 @@
 //! Looks up the exchange's addresses on a thread of its own, because the system's lookup blocks
-//! for as long as it likes. That thread is never joined: it ends when its queue does.
+//! for as long as it likes. That thread is never joined: it ends when its queue does. The
+//! connector starts it, so it is kept on the same cores.
 
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
@@ -26,6 +27,8 @@ pub(crate) trait Resolver {
 pub(crate) struct SystemResolver {
     host: String,
     port: u16,
+    /// Our end's address, when it is not the routes' to choose.
+    own: Option<IpAddr>,
     wake: Wake,
     state: State,
 }
@@ -39,12 +42,12 @@ enum State {
 
 impl SystemResolver {
     /// A resolver of one host that calls `wake` when an answer is there.
-    pub(crate) fn new(host: &str, port: u16, wake: Wake) -> Self {
+    pub(crate) fn new((host, port): (&str, u16), own: Option<IpAddr>, wake: Wake) -> Self {
         let state = match host.parse::<IpAddr>() {
             Ok(address) => State::Fixed(SocketAddr::new(address, port), false),
             Err(_) => State::Idle,
         };
-        Self { host: host.to_owned(), port, wake, state }
+        Self { host: host.to_owned(), port, own, wake, state }
     }
 }
 
@@ -59,7 +62,8 @@ impl Resolver for SystemResolver {
             State::Idle => {
                 let (sender, receiver) = bounded(1);
                 self.state = State::Asked(receiver);
-                spawn_lookup(self.host.clone(), self.port, sender, Arc::clone(&self.wake));
+                let (host, wake) = (self.host.clone(), Arc::clone(&self.wake));
+                spawn_lookup((host, self.port), self.own, sender, wake);
             }
         }
     }
@@ -83,14 +87,31 @@ impl Resolver for SystemResolver {
     }
 }
 
-fn spawn_lookup(host: String, port: u16, sender: Sender<Lookup>, wake: Wake) {
+/// Those that can be reached from our end's address.
+fn reachable(found: Vec<SocketAddr>, own: Option<IpAddr>) -> Result<Vec<SocketAddr>, String> {
+    if found.is_empty() {
+        return Err("no address".to_owned());
+    }
+    let same = |peer: &SocketAddr| own.is_none_or(|own| own.is_ipv4() == peer.is_ipv4());
+    let addresses: Vec<_> = found.into_iter().filter(same).collect();
+    match own.filter(|_| addresses.is_empty()) {
+        Some(own) => Err(format!("no address that bind_address {own} can reach; name another")),
+        None => Ok(addresses),
+    }
+}
+
+fn spawn_lookup(
+    (host, port): (String, u16),
+    own: Option<IpAddr>,
+    sender: Sender<Lookup>,
+    wake: Wake,
+) {
     let lookup = move || {
         let found = (host.as_str(), port).to_socket_addrs();
-        let answer = match found.map(Iterator::collect::<Vec<_>>) {
-            Ok(addresses) if !addresses.is_empty() => Ok(addresses),
-            Ok(_) => Err(Cause::Resolve { host, message: "no address".to_owned() }),
-            Err(error) => Err(Cause::Resolve { host, message: error.to_string() }),
-        };
+        let answer = found
+            .map_err(|error| error.to_string())
+            .and_then(|found| reachable(found.collect(), own))
+            .map_err(|message| Cause::Resolve { host, message });
         // The connector may be gone by now; then nobody needs the answer.
         sender.try_send(answer).unwrap_or_default();
         wake();
@@ -98,4 +119,19 @@ fn spawn_lookup(host: String, port: u16, sender: Sender<Lookup>, wake: Wake) {
     let builder = std::thread::Builder::new().name("kf-resolver".to_owned());
     // Without a thread the sender is dropped, which `answer` reports.
     drop(builder.spawn(lookup));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_addresses_of_our_ends_family_are_tried() {
+        let (four, six) = (([127, 0, 0, 1], 1).into(), "[::1]:1".parse().unwrap());
+        let own = Some([127, 0, 0, 2].into());
+        assert_eq!(reachable(vec![six, four], None).unwrap(), [six, four]);
+        assert_eq!(reachable(vec![six, four], own).unwrap(), [four]);
+        assert!(reachable(vec![six], own).unwrap_err().contains("bind_address 127.0.0.2"));
+        assert_eq!(reachable(vec![], own).unwrap_err(), "no address");
+    }
 }

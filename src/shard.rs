@@ -6,7 +6,6 @@
 //! know goes out as reports; the queue for them is sized so that it cannot fill.
 
 use std::collections::VecDeque;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,7 +14,7 @@ use crossbeam_utils::CachePadded;
 
 use crate::batch::{Batch, Entry, RawMessage};
 use crate::command::Ended;
-use crate::delivery::{Delivery, Handler};
+use crate::delivery::{Delivery, Inline, Panicked};
 use crate::error::Cause;
 use crate::held::Held;
 use crate::ids::{ConnId, Epoch, Role, ShardId, widen};
@@ -31,8 +30,6 @@ use crate::transport::{Ready, Received, Sent, Transport};
 
 /// How soon a full registry queue is tried again.
 const HELD_RETRY: Duration = Duration::from_millis(1);
-/// How long a close may take.
-const CLOSE_GRACE: Duration = Duration::from_secs(1);
 /// Orders taken in one step, so that a burst of them cannot hold up the sockets.
 const ORDERS_PER_STEP: usize = 8;
 
@@ -77,7 +74,8 @@ pub(crate) struct Shard<T: Transport> {
     reports: Sender<Report>,
     outlet: Outlet,
     overflow: OverflowPolicy,
-    handler: Option<Box<dyn Handler>>,
+    inline: Option<Inline>,
+    turn_budget: usize,
     lifecycle: Option<Sender<RawMessage>>,
     counters: Arc<CachePadded<ShardCounters>>,
     ready: VecDeque<usize>,
@@ -108,6 +106,9 @@ pub(crate) struct ShardParts<T: Transport> {
     pub(crate) pool: PoolLayout,
     pub(crate) overflow: OverflowPolicy,
     pub(crate) delivery: Delivery,
+    /// Reads of one connection in one turn.
+    pub(crate) turn_budget: usize,
+    pub(crate) handler_slow_threshold: Duration,
     pub(crate) counters: Arc<CachePadded<ShardCounters>>,
 }
 
@@ -139,7 +140,8 @@ impl<T: Transport> Shard<T> {
             reports: parts.reports,
             outlet: parts.outlet,
             overflow: parts.overflow,
-            handler: parts.delivery.handler(parts.id),
+            inline: parts.delivery.handler(parts.id, parts.handler_slow_threshold),
+            turn_budget: parts.turn_budget,
             lifecycle: None,
             counters: parts.counters,
             ready: VecDeque::new(),
@@ -185,6 +187,7 @@ impl<T: Transport> Shard<T> {
         self.take_orders(now);
         self.drive_ready(now);
         self.run_timers(now);
+        self.tell_slow(now);
         self.finish_stopping(now);
         self.outlet.flush();
         match self.state {
@@ -215,7 +218,8 @@ impl<T: Transport> Shard<T> {
         }
     }
 
-    /// Drives each connection that is ready now once; those with more to give queue again.
+    /// Drives each connection that is ready now, within its budget; those with more to give
+    /// queue again.
     fn drive_ready(&mut self, now: Instant) {
         for _ in 0..self.ready.len() {
             let Some(index) = self.ready.pop_front() else {
@@ -224,7 +228,18 @@ impl<T: Transport> Shard<T> {
             if let Some(slot) = self.slots.get_mut(index) {
                 slot.queued = false;
             }
-            self.drive(index, now);
+            let mut reads = 1..=self.turn_budget;
+            if reads.all(|_| self.drive(index, now)) {
+                self.queue(index);
+            }
+        }
+    }
+
+    /// Tells of slow calls of the handler, if it is time to.
+    fn tell_slow(&mut self, now: Instant) {
+        let told = self.inline.as_mut().map(|inline| inline.tell(self.id, &self.reports, now));
+        if let Some(later) = told.flatten() {
+            self.alarm.arm(later);
         }
     }
 
@@ -296,80 +311,21 @@ impl<T: Transport> Shard<T> {
         }
     }
 
-    fn stop(&mut self, until: Instant, now: Instant) {
-        let until = until.min(after(now, CLOSE_GRACE));
-        self.state = State::Stopping { until };
-        for index in 0..self.slots.len() {
-            let closed = self.live(index).map(|link| link.close(until));
-            match closed {
-                None => {}
-                Some(Ok(())) => self.flush(index, now),
-                Some(Err(cause)) => self.lose(index, cause),
-            }
-        }
-        self.alarm.arm(until);
-    }
-
-    fn finish_stopping(&mut self, now: Instant) {
-        let State::Stopping { until } = self.state else {
-            return;
-        };
-        let busy = |slot: &Slot<T::Link>| slot.live.is_some() || !slot.held.is_nothing();
-        if until > now && self.slots.iter().any(busy) {
-            return;
-        }
-        self.settle_all();
-        self.state = State::Stopped;
-        self.report(Report::Stopped);
-    }
-
-    /// Ends every connection, and tells what no later message can.
-    fn settle_all(&mut self) {
-        for index in 0..self.slots.len() {
-            self.abandon_held(index);
-            self.lose(index, Cause::Stopped);
-            self.tell_debt(index);
-        }
-    }
-
-    /// What a connection that is down owes, no next epoch will tell.
-    fn tell_debt(&mut self, index: usize) {
-        let Some(slot) = self.slots.get_mut(index).filter(|slot| slot.owed > 0) else { return };
-        let (conn_id, epoch, messages) = (slot.conn, slot.epoch, std::mem::take(&mut slot.owed));
-        self.untold.push(Untold { conn_id, epoch, sid: None, messages });
-    }
-
-    /// What was lost and could not be told before the end.
-    pub(crate) fn into_untold(mut self) -> Vec<Untold> {
-        if self.state == State::Running {
-            self.state = State::Failed;
-        }
-        // Nothing is left here after an orderly stop.
-        self.settle_all();
-        self.untold
-    }
-
-    fn abandon_held(&mut self, index: usize) {
-        let Some(slot) = self.slots.get_mut(index) else { return };
-        let held = std::mem::replace(&mut slot.held, Held::Nothing);
-        held.abandon(&mut self.outlet, &self.counters, &mut self.untold);
-    }
-
-    /// Reads once, digests, hands over, sends.
-    fn drive(&mut self, index: usize, now: Instant) {
+    /// Reads once, digests, hands over, sends. Whether another read may give more.
+    fn drive(&mut self, index: usize, now: Instant) -> bool {
         if self.state == State::Failed {
-            return;
+            return false;
         }
         let Some(slot) = self.slots.get_mut(index) else {
-            return;
+            return false;
         };
         let Some((socket, link)) = &mut slot.live else {
-            return;
+            return false;
         };
         if !slot.held.is_nothing() {
             link.hold(now);
             self.alarm.arm(after(now, HELD_RETRY));
-            return;
+            return false;
         }
         let plain = &mut self.scratch.plain;
         plain.clear();
@@ -382,21 +338,18 @@ impl<T: Transport> Shard<T> {
             _ => self.transport.stamp(),
         };
         let verdict = if fresh { self.digest(index, at) } else { Ok(()) };
-        let ending = match (verdict, received) {
-            (Err(cause), _) | (Ok(()), Err(cause)) => Some(cause),
-            (Ok(()), Ok(Received::Ended)) => Some(broken.unwrap_or(Cause::Ended)),
-            (Ok(()), Ok(Received::Blocked)) => broken,
-            (Ok(()), Ok(Received::Some { more, .. })) => {
-                if more || read_closed {
-                    self.queue(index);
-                }
-                None
-            }
-        };
+        let (mut again, mut ending) = (false, None);
+        match (verdict, received) {
+            (Err(cause), _) | (Ok(()), Err(cause)) => ending = Some(cause),
+            (Ok(()), Ok(Received::Ended)) => ending = Some(broken.unwrap_or(Cause::Ended)),
+            (Ok(()), Ok(Received::Blocked)) => ending = broken,
+            (Ok(()), Ok(Received::Some { more, .. })) => again = more || read_closed,
+        }
         self.flush(index, now);
         if let Some(cause) = ending {
             self.lose(index, cause);
         }
+        again
     }
 
     /// Digests the plaintext in scratch into one batch and hands it over.
@@ -411,15 +364,12 @@ impl<T: Transport> Shard<T> {
         let verdict = link.digest(&mut batch, notes, counters);
         if batch.entries.is_empty() {
             self.outlet.recycle(batch);
-        } else if let Some(handler) = self.handler.as_mut().filter(|_| link.role != Role::Lifecycle)
-        {
-            // Whatever state the handler is in after a panic, it is never called again.
-            let call = AssertUnwindSafe(|| handler.on_batch(&Batch::new(&batch, 0)));
+        } else if let Some(inline) = self.inline.as_mut().filter(|_| link.role != Role::Lifecycle) {
             let count = widen(batch.entries.len());
             counters.messages_forwarded.add(count);
-            match catch_unwind(call) {
+            match inline.call(&Batch::new(&batch, 0), counters, || self.transport.now()) {
                 Ok(()) => counters.messages_consumed.add(count),
-                Err(_) => self.state = State::Failed,
+                Err(Panicked) => self.state = State::Failed,
             }
             self.outlet.recycle(batch);
         } else if self.overflow.of(link.role) == Overflow::Backpressure {
@@ -595,5 +545,6 @@ impl<T: Transport> Shard<T> {
     }
 }
 
+mod ending;
 #[cfg(test)]
 mod tests;

@@ -86,7 +86,15 @@ pub(crate) struct ShardCounters {
     pub(crate) wall_ns: Counter,
     /// Thread CPU time, in nanoseconds.
     pub(crate) cpu_ns: Counter,
-    /// The core it is verified to run on, plus one; zero for none.
+    /// Calls of the inline handler.
+    pub(crate) handler_calls: Counter,
+    /// Nanoseconds spent in them.
+    pub(crate) handler_busy_ns: Counter,
+    /// The longest of them, in nanoseconds.
+    pub(crate) handler_ns_max: Counter,
+    /// Those over the threshold.
+    pub(crate) handler_slow: Counter,
+    /// The core it is verified to be pinned to and to run on, plus one; zero for none.
     pub(crate) core: Counter,
 }
 
@@ -183,6 +191,7 @@ impl Counters {
         };
         let healthy =
             by_role(|c, role| c.connections_healthy.get(role.index()).map_or(0, Counter::total));
+        let handler_slowest_ns = self.shards.iter().map(|shard| shard.handler_ns_max.total()).max();
         let shard_cpu: u64 = sum(|shard| &shard.cpu_ns);
         Stats {
             connections_total: widen(self.pool.connections()),
@@ -228,6 +237,10 @@ impl Counters {
             tls_resumed: control.tls_resumed.total(),
             tls_full: control.tls_full.total(),
             bytes_received: sum(|shard| &shard.bytes_received),
+            handler_calls: sum(|shard| &shard.handler_calls),
+            handler_busy_ns: sum(|shard| &shard.handler_busy_ns),
+            handler_slowest_ns: handler_slowest_ns.unwrap_or(0),
+            handler_slow: sum(|shard| &shard.handler_slow),
             cpu_ns: shard_cpu + control.conductor_cpu_ns.total() + control.connector_cpu_ns.total(),
             shards: (0u16..).zip(&self.shards).map(|(id, shard)| shard_stats(id, shard)).collect(),
         }
@@ -258,6 +271,10 @@ fn shard_stats(id: u16, shard: &ShardCounters) -> ShardStats {
         cycle_ns_max: shard.cycle_ns_max.total(),
         busy_ratio: ratio(shard.busy_ns.total(), wall_ns),
         cpu_ns: shard.cpu_ns.total(),
+        handler_calls: shard.handler_calls.total(),
+        handler_busy_ns: shard.handler_busy_ns.total(),
+        handler_slowest_ns: shard.handler_ns_max.total(),
+        handler_slow: shard.handler_slow.total(),
     }
 }
 
@@ -362,6 +379,14 @@ pub struct Stats {
     pub tls_full: u64,
     /// Bytes received, after decryption.
     pub bytes_received: u64,
+    /// Calls of inline handlers.
+    pub handler_calls: u64,
+    /// Time spent in them, in nanoseconds of wall time.
+    pub handler_busy_ns: u64,
+    /// The longest of them, in nanoseconds.
+    pub handler_slowest_ns: u64,
+    /// Those that took longer than `handler_slow_threshold`.
+    pub handler_slow: u64,
     /// CPU time of the engine's threads, in nanoseconds.
     pub cpu_ns: u64,
     /// Shard by shard.
@@ -398,7 +423,8 @@ pub struct SubscribeErrors {
 pub struct ShardStats {
     /// Which shard.
     pub shard: ShardId,
-    /// The core it is verified to be pinned to.
+    /// The core it is pinned to and runs on, verified ten times a second while it works; none
+    /// when it is not pinned, or no longer.
     pub core: Option<usize>,
     /// Its live connections.
     pub connections: u64,
@@ -412,6 +438,14 @@ pub struct ShardStats {
     pub busy_ratio: f64,
     /// CPU time of its thread, in nanoseconds.
     pub cpu_ns: u64,
+    /// Calls of its inline handler.
+    pub handler_calls: u64,
+    /// Time spent in them, in nanoseconds of wall time.
+    pub handler_busy_ns: u64,
+    /// The longest of them, in nanoseconds.
+    pub handler_slowest_ns: u64,
+    /// Those that took longer than `handler_slow_threshold`.
+    pub handler_slow: u64,
 }
 
 impl CpuTime {

@@ -18,6 +18,7 @@ use crate::shard::Shard;
 use crate::stats::{Counter, ShardCounters};
 use crate::timer::Next;
 use crate::transport::Transport;
+use crate::warning::{Warning, Warnings};
 
 /// How often a thread publishes its CPU time.
 const CPU_INTERVAL: Duration = Duration::from_millis(100);
@@ -61,17 +62,27 @@ pub(crate) fn spawn<R: Send + 'static>(
     })
 }
 
-/// A shard's thread.
+/// Where a shard's thread runs, and how it waits.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Seat {
+    pub(crate) shard: ShardId,
+    /// Its core, if it is pinned.
+    pub(crate) core: Option<usize>,
+    pub(crate) wait: Wait,
+}
+
+/// A shard's thread: made there, run there.
 pub(crate) fn run_shard<T: Transport>(
-    mut shard: Shard<T>,
-    core: Option<usize>,
-    wait: Wait,
+    make: impl FnOnce() -> Shard<T>,
+    Seat { shard: id, core, wait }: Seat,
     counters: &ShardCounters,
     exits: &Exits,
+    warnings: &Warnings,
 ) -> Vec<Untold> {
-    if let Some(core) = core {
-        pin(core, counters);
-    }
+    // Pinned first, so that the shard's memory, and its handler's, comes from its own node.
+    let mut seated = core.is_none_or(affinity::pin);
+    report_seat(id, core, seated, counters, warnings);
+    let mut shard = make();
     let started = clock::now();
     let (mut before, mut worked, mut measured) = (started, started, started);
     let mut next = Next::Now;
@@ -97,6 +108,10 @@ pub(crate) fn run_shard<T: Transport>(
             measured = before;
             CpuTime::publish(&counters.cpu_ns);
             counters.wall_ns.set(nanoseconds(before.saturating_duration_since(started)));
+            if core.is_none_or(affinity::is_pinned) != seated {
+                seated = !seated;
+                report_seat(id, core, seated, counters, warnings);
+            }
         }
     }
     if shard.is_failed() {
@@ -131,11 +146,28 @@ fn shard_timeout(
     Some(if spins { Some(Duration::ZERO) } else { blocked })
 }
 
-fn pin(core: usize, counters: &ShardCounters) {
-    if affinity::pin(core) {
-        counters.core.set(crate::ids::widen(core).saturating_add(1));
-    } else {
-        log::warn!("could not pin a shard to core {core}; it runs unpinned");
+/// Publishes where a pinned shard really runs, and that it does not run where it should.
+fn report_seat(
+    shard: ShardId,
+    core: Option<usize>,
+    seated: bool,
+    counters: &ShardCounters,
+    warnings: &Warnings,
+) {
+    let Some(core) = core else { return };
+    counters.core.set(if seated { crate::ids::widen(core).saturating_add(1) } else { 0 });
+    if !seated {
+        warnings.add(Warning::NotPinned { shard, core });
+    }
+}
+
+/// Keeps the calling thread on `cores`, or anywhere if there are none.
+pub(crate) fn confine(cores: &[usize], warnings: &Warnings) {
+    if cores.is_empty() {
+        return;
+    }
+    if let Err(problem) = affinity::confine(cores) {
+        warnings.add(Warning::NotConfined { problem });
     }
 }
 

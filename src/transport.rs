@@ -7,7 +7,7 @@
 use std::io::{self, Read, Write};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime};
 
 use mio::net::TcpStream;
 use mio::{Events, Interest, Poll, Token, Waker};
@@ -15,7 +15,9 @@ use rustls::pki_types::ServerName;
 
 use crate::clock::{self, Stamp};
 use crate::error::Cause;
+use crate::socket::{ArrivalTimes, SocketOptions, io_cause};
 use crate::tls::{TAIL_BYTES_MAX, Tls, TlsConfig};
+use crate::warning::Warnings;
 
 /// What one `recv` asks for.
 pub(crate) const RECV_BYTES: usize = 64 << 10;
@@ -87,6 +89,8 @@ pub(crate) trait Transport {
     fn wait(&mut self, timeout: Option<Duration>, ready: &mut Vec<Ready>) -> io::Result<()>;
     /// The time of a read.
     fn stamp(&self) -> Stamp;
+    /// The time, for measuring.
+    fn now(&self) -> Instant;
 }
 
 /// TCP and TLS.
@@ -95,6 +99,10 @@ pub(crate) struct TcpTransport {
     events: Events,
     tls: Option<(TlsConfig, ServerName<'static>)>,
     scratch: Box<[u8]>,
+    options: SocketOptions,
+    /// Only when reads take the kernel's time of arrival.
+    arrivals: Option<ArrivalTimes>,
+    warnings: Arc<Warnings>,
 }
 
 /// One TCP connection, with TLS unless the url said `ws://`.
@@ -108,12 +116,15 @@ impl TcpTransport {
     /// A transport with its own poll, and the waker that interrupts its `wait`.
     pub(crate) fn new(
         tls: Option<(TlsConfig, ServerName<'static>)>,
+        options: SocketOptions,
+        warnings: Arc<Warnings>,
     ) -> io::Result<(Self, Arc<Waker>)> {
         let poll = Poll::new()?;
         let waker = Arc::new(Waker::new(poll.registry(), WAKER)?);
         let events = Events::with_capacity(EVENTS_MAX);
         let scratch = vec![0; TAIL_BYTES_MAX + RECV_BYTES].into_boxed_slice();
-        Ok((Self { poll, events, tls, scratch }, waker))
+        let arrivals = options.kernel_timestamps.then(ArrivalTimes::new);
+        Ok((Self { poll, events, tls, scratch, options, arrivals, warnings }, waker))
     }
 }
 
@@ -121,8 +132,7 @@ impl Transport for TcpTransport {
     type Link = TcpLink;
 
     fn dial(&mut self, peer: SocketAddr) -> Result<TcpLink, Cause> {
-        let socket = TcpStream::connect(peer).map_err(|error| io_cause(&error, peer))?;
-        socket.set_nodelay(true).map_err(|error| io_cause(&error, peer))?;
+        let socket = self.options.connect(peer, &self.warnings)?;
         let tls = match &self.tls {
             None => None,
             Some((config, name)) => Some(Box::new(Tls::new(config, name.clone())?)),
@@ -190,9 +200,10 @@ impl Transport for TcpTransport {
     fn receive(&mut self, link: &mut TcpLink, plain: &mut Vec<u8>) -> Result<Received, Cause> {
         let TcpLink { socket, peer, tls } = link;
         let front = tls.as_ref().map_or(0, |tls| tls.resume(&mut self.scratch));
-        let count = match socket.read(room(&mut self.scratch, front)) {
-            Ok(0) => return Ok(Received::Ended),
-            Ok(count) => count,
+        let read = read(socket, room(&mut self.scratch, front), &mut self.arrivals);
+        let (count, arrived) = match read {
+            Ok((0, _)) => return Ok(Received::Ended),
+            Ok(read) => read,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 return Ok(Received::Blocked);
             }
@@ -201,7 +212,8 @@ impl Transport for TcpTransport {
             }
             Err(error) => return Err(io_cause(&error, *peer)),
         };
-        let at = clock::stamp();
+        let mut at = clock::stamp();
+        at.wall = arrived.unwrap_or(at.wall);
         let more = count == RECV_BYTES;
         let bytes = self.scratch.get_mut(..front + count).unwrap_or_default();
         let Some(tls) = tls else {
@@ -253,6 +265,22 @@ impl Transport for TcpTransport {
     fn stamp(&self) -> Stamp {
         clock::stamp()
     }
+
+    fn now(&self) -> Instant {
+        clock::now()
+    }
+}
+
+/// Reads once, with the kernel's time of arrival if it is asked for.
+fn read(
+    socket: &mut TcpStream,
+    buffer: &mut [u8],
+    arrivals: &mut Option<ArrivalTimes>,
+) -> io::Result<(usize, Option<SystemTime>)> {
+    match arrivals {
+        None => Ok((socket.read(buffer)?, None)),
+        Some(arrivals) => arrivals.read(socket, buffer),
+    }
 }
 
 /// Where the next `recv` goes.
@@ -284,19 +312,3 @@ fn write_out(socket: &mut TcpStream, bytes: &mut Vec<u8>, peer: SocketAddr) -> R
 fn tell_alert(socket: &mut TcpStream, tls: &mut Tls) {
     socket.write(tls.outgoing()).unwrap_or_default();
 }
-
-fn io_cause(error: &io::Error, peer: SocketAddr) -> Cause {
-    match error.kind() {
-        io::ErrorKind::ConnectionReset
-        | io::ErrorKind::ConnectionAborted
-        | io::ErrorKind::BrokenPipe => Cause::Reset,
-        _ if matches!(error.raw_os_error(), Some(EMFILE | ENFILE)) => {
-            Cause::Local { message: format!("{error}; raise the limit of open files (ulimit -n)") }
-        }
-        _ => Cause::Tcp { address: peer.to_string(), message: error.to_string() },
-    }
-}
-
-/// Too many open files, in this process and in the system (Linux).
-const EMFILE: i32 = 24;
-const ENFILE: i32 = 23;

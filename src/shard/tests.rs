@@ -364,3 +364,22 @@ fn the_steady_state_allocates_nothing_from_plaintext_to_the_lent_batch() {
     assert_eq!(crate::ids::widen(received), (READS - warm) * MESSAGES);
     assert_eq!(spent.count_total, 0, "{spent:?}");
 }
+
+#[test]
+fn a_connection_reads_within_its_budget_and_then_waits_its_turn() {
+    for (budget, turns) in [(1, [1, 2, 3, 4, 5]), (2, [2, 4, 5, 5, 5]), (9, [5, 5, 5, 5, 5])] {
+        let mut world = World::new(100);
+        world.shard.turn_budget = budget;
+        let peer = world.adopt(BOOK, 1, Vec::new(), 0.0);
+        for seq in 1..=5 {
+            peer.chunks.send(Chunk::Bytes(delta(seq))).unwrap();
+        }
+        let token = world.shard.index(BOOK).unwrap();
+        world.ready.send(Ready { token, read_closed: false }).unwrap();
+        let received = turns.map(|_| {
+            world.step(0.1);
+            world.counters.messages_received.total()
+        });
+        assert_eq!(received, turns, "a budget of {budget}");
+    }
+}

@@ -91,6 +91,9 @@ impl Transport for FakeNet {
         ready.extend(self.ready.try_iter());
         Ok(())
     }
+    fn now(&self) -> Instant {
+        self.at
+    }
     fn stamp(&self) -> Stamp {
         Stamp { wall: std::time::SystemTime::UNIX_EPOCH, mono: self.at }
     }
@@ -146,6 +149,8 @@ impl World {
             pool: POOL,
             overflow,
             delivery: Delivery::channel(),
+            turn_budget: 1,
+            handler_slow_threshold: Duration::from_millis(1),
             counters: Arc::clone(&counters),
         });
         orders.send(Order::Listen { sink }).unwrap();

@@ -1,0 +1,75 @@
+//! How a shard ends: Close frames out, reading on for a while, and what could not be told before
+//! the end put on record. It decides nothing about connections that go on.
+
+use std::time::{Duration, Instant};
+
+use super::{Shard, Slot, State};
+use crate::error::Cause;
+use crate::held::Held;
+use crate::mailbox::{Report, Untold};
+use crate::timer::after;
+use crate::transport::Transport;
+
+/// How long a close may take.
+const CLOSE_GRACE: Duration = Duration::from_secs(1);
+
+impl<T: Transport> Shard<T> {
+    pub(super) fn stop(&mut self, until: Instant, now: Instant) {
+        let until = until.min(after(now, CLOSE_GRACE));
+        self.state = State::Stopping { until };
+        for index in 0..self.slots.len() {
+            let closed = self.live(index).map(|link| link.close(until));
+            match closed {
+                None => {}
+                Some(Ok(())) => self.flush(index, now),
+                Some(Err(cause)) => self.lose(index, cause),
+            }
+        }
+        self.alarm.arm(until);
+    }
+
+    pub(super) fn finish_stopping(&mut self, now: Instant) {
+        let State::Stopping { until } = self.state else {
+            return;
+        };
+        let busy = |slot: &Slot<T::Link>| slot.live.is_some() || !slot.held.is_nothing();
+        if until > now && self.slots.iter().any(busy) {
+            return;
+        }
+        self.settle_all();
+        self.state = State::Stopped;
+        self.report(Report::Stopped);
+    }
+
+    /// Ends every connection, and tells what no later message can.
+    fn settle_all(&mut self) {
+        for index in 0..self.slots.len() {
+            self.abandon_held(index);
+            self.lose(index, Cause::Stopped);
+            self.tell_debt(index);
+        }
+    }
+
+    /// What a connection that is down owes, no next epoch will tell.
+    fn tell_debt(&mut self, index: usize) {
+        let Some(slot) = self.slots.get_mut(index).filter(|slot| slot.owed > 0) else { return };
+        let (conn_id, epoch, messages) = (slot.conn, slot.epoch, std::mem::take(&mut slot.owed));
+        self.untold.push(Untold { conn_id, epoch, sid: None, messages });
+    }
+
+    /// What was lost and could not be told before the end.
+    pub(crate) fn into_untold(mut self) -> Vec<Untold> {
+        if self.state == State::Running {
+            self.state = State::Failed;
+        }
+        // Nothing is left here after an orderly stop.
+        self.settle_all();
+        self.untold
+    }
+
+    fn abandon_held(&mut self, index: usize) {
+        let Some(slot) = self.slots.get_mut(index) else { return };
+        let held = std::mem::replace(&mut slot.held, Held::Nothing);
+        held.abandon(&mut self.outlet, &self.counters, &mut self.untold);
+    }
+}
