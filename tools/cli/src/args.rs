@@ -1,5 +1,6 @@
 //! The flags, and what they make of the engine's settings. It checks text, never files.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -47,7 +48,8 @@ pub(crate) enum Command {
 #[command(after_help = "Examples:\n  \
     kalshi-feed demo --duration 10s --json\n  \
     kalshi-feed demo --markets 20000 --rate 200000 --shards 2\n  \
-    kalshi-feed demo --cut 20\n\n\
+    kalshi-feed demo --cut 20\n  \
+    kalshi-feed demo --cores 1 --spin --json\n\n\
     Exit code 0 means: every connection healthy, every market confirmed, every message\n\
     the exchange sent delivered or honestly reported as missed.")]
 pub(crate) struct Demo {
@@ -106,10 +108,12 @@ pub(crate) struct Run {
 /// Flags of `check`.
 #[derive(Clone, Debug, Args)]
 #[command(after_help = "Example:\n  \
-    kalshi-feed check --key-id ID --key-file kalshi.pem")]
+    kalshi-feed check --key-id ID --key-file kalshi.pem --cores 2,3 --spin")]
 pub(crate) struct Check {
     #[command(flatten)]
     pub(crate) exchange: Exchange,
+    #[command(flatten)]
+    pub(crate) engine: Engine,
     /// The verdict as one JSON object on stdout.
     #[arg(long)]
     pub(crate) json: bool,
@@ -147,6 +151,38 @@ pub(crate) struct Engine {
     /// What a shard does when nothing is ready: block, spin, or adaptive[:TIME] (50us).
     #[arg(long, value_parser = wait)]
     pub(crate) wait: Option<Wait>,
+    /// The same as --wait spin: never sleep, a whole core for each shard.
+    #[arg(long, conflicts_with = "wait")]
+    pub(crate) spin: bool,
+    #[command(flatten)]
+    pub(crate) tuning: Tuning,
+}
+
+/// How the engine uses sockets and turns.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Tuning")]
+pub(crate) struct Tuning {
+    /// Reads of up to 64 KiB one connection may have before the others' turn. Default: 1.
+    #[arg(long, value_name = "READS")]
+    pub(crate) turn_budget: Option<usize>,
+    /// Receive buffer of each socket, SO_RCVBUF. Default: the kernel sizes it.
+    #[arg(long, value_name = "BYTES")]
+    pub(crate) receive_buffer_bytes: Option<usize>,
+    /// Poll the network card this long, SO_BUSY_POLL; needs CAP_NET_ADMIN.
+    #[arg(long, value_name = "MICROSECONDS")]
+    pub(crate) busy_poll_us: Option<u32>,
+    /// Time our data may go unacknowledged, TCP_USER_TIMEOUT; 0 leaves it to the system.
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub(crate) tcp_user_timeout: Option<Duration>,
+    /// This machine's address to connect from.
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) bind_address: Option<IpAddr>,
+    /// The network interface to connect through, SO_BINDTODEVICE.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) bind_interface: Option<String>,
+    /// Receive times are the packets' arrival by the kernel, SO_TIMESTAMPNS.
+    #[arg(long)]
+    pub(crate) kernel_timestamps: bool,
 }
 
 impl Engine {
@@ -158,8 +194,35 @@ impl Engine {
         if let Some(cores) = &self.cores {
             settings = settings.cores(cores.clone());
         }
-        if let Some(wait) = self.wait {
+        if let Some(wait) = self.wait.or(self.spin.then_some(Wait::Spin)) {
             settings = settings.wait(wait);
+        }
+        self.tuning.apply(settings)
+    }
+}
+
+impl Tuning {
+    fn apply(&self, mut settings: ConfigBuilder) -> ConfigBuilder {
+        if let Some(reads) = self.turn_budget {
+            settings = settings.turn_budget(reads);
+        }
+        if let Some(bytes) = self.receive_buffer_bytes {
+            settings = settings.receive_buffer_bytes(bytes);
+        }
+        if let Some(us) = self.busy_poll_us {
+            settings = settings.busy_poll_us(us);
+        }
+        if let Some(timeout) = self.tcp_user_timeout {
+            settings = settings.tcp_user_timeout(timeout);
+        }
+        if let Some(address) = self.bind_address {
+            settings = settings.bind_address(address);
+        }
+        if let Some(name) = &self.bind_interface {
+            settings = settings.bind_interface(name.clone());
+        }
+        if self.kernel_timestamps {
+            settings = settings.kernel_timestamps(true);
         }
         settings
     }
@@ -239,6 +302,43 @@ mod tests {
         assert_eq!(wait("adaptive:120us"), Ok(spin(120)));
         for wrong in ["", "sleep", "spin:1us", "adaptive:", "adaptive:fast"] {
             assert!(wait(wrong).is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn flags_go_over_the_settings() {
+        let command = |more: &str| {
+            let args = format!("kalshi-feed demo {more}");
+            Cli::try_parse_from(args.split_whitespace())
+        };
+        let spins = |more: &str| match command(more).unwrap().command {
+            Command::Demo(demo) => {
+                format!("{:?}", demo.engine.apply(ConfigBuilder::default())).contains("wait: Spin")
+            }
+            other => panic!("{other:?}"),
+        };
+        assert!(spins("--spin") && spins("--wait spin") && !spins(""));
+        assert!(command("--spin --wait block").is_err());
+        let Command::Demo(demo) = command(
+            "--turn-budget 4 --receive-buffer-bytes 65536 --busy-poll-us 50 \
+             --tcp-user-timeout 5s --bind-address ::1 --bind-interface lo --kernel-timestamps",
+        )
+        .unwrap()
+        .command
+        else {
+            panic!("not a demo");
+        };
+        let settings = format!("{:?}", demo.engine.apply(ConfigBuilder::default()));
+        for part in [
+            "turn_budget: 4",
+            "receive_buffer_bytes: Some(65536)",
+            "busy_poll_us: Some(50)",
+            "tcp_user_timeout: Some(5s)",
+            "bind_address: Some(::1)",
+            "bind_interface: Some(\"lo\")",
+            "kernel_timestamps: true",
+        ] {
+            assert!(settings.contains(part), "{part} in {settings}");
         }
     }
 

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::time::Duration;
 
 use kalshi_feed::{
-    Cause, Event, Events, Handle, Manager, PoolLayout, Stage, StartError, StaticRegistry,
+    Cause, Event, Events, Handle, Manager, PoolLayout, Stage, StartError, StaticRegistry, Warning,
 };
 use serde::Serialize;
 
@@ -65,7 +65,7 @@ struct Problem {
 /// # Errors
 /// Bad settings, or the step that failed.
 pub(crate) fn run(flags: &Check) -> Result<(), Failure> {
-    let settings = flags.exchange.settings()?;
+    let settings = flags.engine.apply(flags.exchange.settings()?);
     let config = settings.pool(PoolLayout::new(1, 0, 0, 0)).min_healthy(1).build()?;
     let interrupt = Interrupt::install()?;
     let mut manager = Manager::new(config, StaticRegistry::default());
@@ -77,11 +77,12 @@ pub(crate) fn run(flags: &Check) -> Result<(), Failure> {
     });
     let started = started.map_err(|_| Failure::job("the check ended by a bug"))?;
     manager.stop(STOP);
+    let warnings = manager.warnings();
     let problem = match started {
         Ok(()) => None,
         Err(error) => Some(problem(error, seen)?),
     };
-    show(flags.json, &verdicts(problem.as_ref()))?;
+    show(flags.json, &verdicts(problem.as_ref()), &warnings)?;
     match problem {
         None => Ok(()),
         Some(problem) => {
@@ -184,11 +185,13 @@ fn verdicts(problem: Option<&Problem>) -> Vec<Verdict> {
     Step::ALL.into_iter().map(verdict).collect()
 }
 
-fn show(json: bool, verdicts: &[Verdict]) -> Result<(), Failure> {
+fn show(json: bool, verdicts: &[Verdict], warnings: &[Warning]) -> Result<(), Failure> {
     let mut text = String::new();
+    let warnings: Vec<_> = warnings.iter().map(ToString::to_string).collect();
     if json {
         let ok = verdicts.iter().all(|verdict| verdict.ok == Some(true));
-        text = serde_json::json!({ "ok": ok, "steps": verdicts }).to_string() + "\n";
+        text = serde_json::json!({ "ok": ok, "steps": verdicts, "warnings": warnings }).to_string()
+            + "\n";
     } else {
         for Verdict { step, ok, .. } in verdicts {
             let word = match ok {
@@ -198,6 +201,7 @@ fn show(json: bool, verdicts: &[Verdict]) -> Result<(), Failure> {
             };
             text += &format!("{:<12} {word}\n", step.name());
         }
+        text.extend(warnings.iter().map(|warning| format!("warning      {warning}\n")));
     }
     let mut out = io::stdout().lock();
     out.write_all(text.as_bytes())

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use exchange_sim::{Audit, Exchange, ExchangeConfig, Verdict};
 use kalshi_feed::{
@@ -61,6 +61,8 @@ pub(crate) fn run(flags: &Demo) -> Result<(), Failure> {
 struct Taker {
     audit: Audit,
     wire: Latency,
+    /// Whether receive times are the kernel's, and not those of the reads the ages count from.
+    arrivals: bool,
     /// Only when there is a cut to judge.
     snapshots: Option<Snapshots>,
 }
@@ -78,10 +80,13 @@ impl Handler for Taker {
         );
         if message.role == Role::Orderbook {
             if let Some(made) = delta_time(&message.data) {
-                let received = message.received_at.wall;
                 // Both clocks are this machine's: earlier than made only by their resolution.
-                let on_wire = received.duration_since(made).unwrap_or_default();
-                self.wire.record(on_wire.saturating_add(age));
+                let since = |time: SystemTime| time.duration_since(made).unwrap_or_default();
+                self.wire.record(if self.arrivals {
+                    since(SystemTime::now())
+                } else {
+                    since(message.received_at.wall).saturating_add(age)
+                });
             } else if let Some(snapshots) = &mut self.snapshots
                 && let Some(ticker) = cut::snapshot_ticker(&message.data)
             {
@@ -139,6 +144,7 @@ impl Session {
             .map_err(|error| Failure::job(format!("cannot start the registry: {error}")))?;
         let consumer = spawn_consumer(messages, flags, &live)?;
         interrupt.start(&mut manager)?;
+        crate::view::warn(&handle.warnings());
         Ok(Self {
             exchange,
             manager,
@@ -289,6 +295,7 @@ fn spawn_consumer(
     let taker = Taker {
         audit: Audit::default(),
         wire: Latency::new(),
+        arrivals: flags.engine.tuning.kernel_timestamps,
         snapshots: (flags.cut > 0).then(Snapshots::new),
     };
     consumer::spawn(messages, taker, (!flags.json).then(|| live.clone()))

@@ -146,6 +146,7 @@ impl Session {
         let consumer = consumer::spawn(messages, writer, (!flags.json).then(|| live.clone()))
             .map_err(|error| Failure::job(format!("cannot start the writer: {error}")))?;
         interrupt.start(&mut manager)?;
+        crate::view::warn(&handle.warnings());
         let view = View::new(handle.clone(), live, flags.duration, flags.json || clashes(flags));
         Ok(Self { manager, handle, events, consumer, view, roster: Roster::default() })
     }

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write as _};
 use std::time::{Duration, Instant};
 
-use kalshi_feed::{Handle, Stats};
+use kalshi_feed::{Handle, Stats, Warning};
 
 use crate::latency::LiveLatency;
 use crate::summary::per_second;
@@ -36,6 +36,17 @@ pub(crate) struct View {
 /// Whether stderr is somebody's terminal.
 pub(crate) fn on_terminal() -> bool {
     io::stderr().is_terminal()
+}
+
+/// Shows what the engine warned of, where a live view has silenced the logs.
+pub(crate) fn warn(warnings: &[Warning]) {
+    if log::max_level() >= log::LevelFilter::Warn {
+        return;
+    }
+    for warning in warnings {
+        // With stderr gone there is nobody to show anything to.
+        writeln!(io::stderr(), "warning: {warning}").unwrap_or_default();
+    }
 }
 
 impl View {

@@ -154,6 +154,49 @@ fn a_demo_does_its_job_and_says_so() {
     assert!(count(&summary["latency_ns"]["p99"]) >= count(&summary["latency_ns"]["p50"]));
 }
 
+/// The cores each thread with this name of the process may run on, and the one it runs on.
+fn threads(process: u32, name: &str) -> Vec<(String, String)> {
+    let Ok(tasks) = std::fs::read_dir(format!("/proc/{process}/task")) else { return Vec::new() };
+    let of = |task: PathBuf| {
+        let status = std::fs::read_to_string(task.join("status")).ok()?;
+        let field = |key: &str| status.lines().find_map(|line| line.strip_prefix(key));
+        let allowed = field("Cpus_allowed_list:\t").filter(|_| field("Name:\t") == Some(name))?;
+        // proc(5): the 39th field of stat; the 2nd, in brackets, may hold spaces.
+        let stat = std::fs::read_to_string(task.join("stat")).ok()?;
+        let core = stat.rsplit_once(") ")?.1.split(' ').nth(36)?;
+        Some((allowed.to_owned(), core.to_owned()))
+    };
+    tasks.filter_map(|task| of(task.ok()?.path())).collect()
+}
+
+#[test]
+fn a_spinning_demo_says_which_core_it_really_runs_on() {
+    // The last core this test may use, as the system lists them.
+    let own = std::fs::read_to_string("/proc/thread-self/status").unwrap();
+    let own = own.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:\t")).unwrap();
+    let last = own.rsplit([',', '-']).next().unwrap();
+    let args = ["demo", "--cores", last, "--spin", "--json", "--duration", "3s", "--rate", "500"];
+    let mut command = program();
+    command.args(args).args(["--markets", "100", "--bind-address", "127.0.0.2"]);
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut running = Running(child);
+    let mut found = Vec::new();
+    while running.0.try_wait().unwrap().is_none() {
+        let now = threads(running.0.id(), "kf-shard-0");
+        found.extend(now.into_iter().filter(|(allowed, _)| allowed == last));
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    let (mut shown, mut said) = (Vec::new(), String::new());
+    running.0.stdout.take().unwrap().read_to_end(&mut shown).unwrap();
+    running.0.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    assert!(running.0.wait().unwrap().success(), "{said}");
+    let summary = last_line(&shown);
+    assert_eq!(summary["shards"].as_array().unwrap().len(), 1);
+    assert_eq!(summary["shards"][0]["core"].to_string(), last);
+    assert!(found.len() > 10, "seen {} times pinned to {last}", found.len());
+    assert!(found.iter().all(|(_, core)| core == last), "{found:?}");
+}
+
 #[test]
 fn cut_connections_come_back_with_their_markets() {
     let output = run(&[
@@ -195,6 +238,11 @@ fn bad_usage_is_named_and_exits_2() {
         (&["demo", "--shards", "0"], &["shards", "0 is outside 1 to 64"]),
         (&["demo", "--cores", "4095"], &["core 4095", "not among those allowed"]),
         (&["demo", "--wait", "sleep"], &["--wait", "adaptive:50us"]),
+        (&["demo", "--wait", "block", "--spin"], &["--wait", "--spin"]),
+        (&["demo", "--turn-budget", "0"], &["turn_budget", "0 is outside 1 to 1024"]),
+        (&["demo", "--bind-address", "192.0.2.1"], &["bind_address", "ip -br address"]),
+        (&["demo", "--bind-interface", "nosuch"], &["bind_interface", "ip -br link"]),
+        (&["demo", "--tcp-user-timeout", "10us"], &["tcp_user_timeout", "10µs is outside"]),
         (&["demo", "--mode", "wild"], &["--mode", "burst"]),
         (&["demo", "--duration", "soon"], &["--duration", "write 10s"]),
         (&["run", "--markets-file", "/nowhere/m.txt"], &["markets-file", "/nowhere/m.txt"]),
@@ -327,6 +375,11 @@ fn a_check_says_how_far_it_came() {
     let verdict = last_line(&output.stdout);
     assert_eq!(verdict["ok"], true);
     assert_eq!(verdict["steps"].as_array().unwrap().len(), 5);
+    let tuned = ["--json", "--receive-buffer-bytes", "1073741824", "--spin"];
+    let verdict = last_line(&venue.run("check", &tuned).stdout);
+    assert_eq!(verdict["ok"], true);
+    let warnings = verdict["warnings"].to_string();
+    assert!(warnings.contains("receive_buffer_bytes: the kernel granted"), "{warnings}");
     let other =
         Exchange::start(ExchangeConfig { markets: 1, ..ExchangeConfig::default() }).unwrap();
     venue.write("ca.pem", other.ca_pem());
