@@ -119,9 +119,9 @@ settings! {
     /// Receive buffer of each socket in bytes (`SO_RCVBUF`), set before it connects. Default:
     /// none; the kernel sizes it as it goes, which a size of your own ends.
     [some] receive_buffer_bytes: Option<usize> = None;
-    /// Microseconds a read that finds nothing polls the network card (`SO_BUSY_POLL`); needs
-    /// `CAP_NET_ADMIN` and a card that can be polled. Shards that sleep in the kernel poll only
-    /// if `net.core.busy_poll` is set, too. Default: none, as the system says.
+    /// Microseconds a read that finds nothing polls the network card (`SO_BUSY_POLL`); needs a
+    /// card that can be polled and, on older kernels, `CAP_NET_ADMIN`. Shards that sleep in the
+    /// kernel poll only if `net.core.busy_poll` is set, too. Default: none, as the system says.
     [some] busy_poll_us: Option<u32> = None;
     /// Time data we sent may go unacknowledged before the kernel gives the connection up
     /// (`TCP_USER_TIMEOUT`). Default: `ping_idle` and `pong_timeout` together, 25 s. Zero: left

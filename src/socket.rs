@@ -276,6 +276,17 @@ mod tests {
     }
 
     #[test]
+    fn what_the_kernel_refuses_is_told_and_the_connection_is_made() {
+        // To the kernel this is less than nothing, which it never takes.
+        let options = SocketOptions { busy_poll_us: Some(u32::MAX), ..SocketOptions::default() };
+        let (_socket, _peer, _, warnings) = connected(&options);
+        let [warning] = warnings.as_slice() else { panic!("{warnings:?}") };
+        let text = warning.to_string();
+        assert!(text.starts_with("busy_poll_us: the kernel refused 4294967295 (Inv"), "{text}");
+        assert!(text.contains("CAP_NET_ADMIN"), "{text}");
+    }
+
+    #[test]
     fn what_this_machine_does_not_have_is_refused_by_name() {
         let refused = |options: SocketOptions| options.check().unwrap_err().to_string();
         for address in ["192.0.2.1", "0.0.0.0", "2001:db8::1"] {

@@ -168,7 +168,7 @@ pub(crate) struct Tuning {
     /// Receive buffer of each socket, SO_RCVBUF. Default: the kernel sizes it.
     #[arg(long, value_name = "BYTES")]
     pub(crate) receive_buffer_bytes: Option<usize>,
-    /// Poll the network card this long, SO_BUSY_POLL; needs CAP_NET_ADMIN.
+    /// Poll the network card this long, SO_BUSY_POLL; older kernels ask for CAP_NET_ADMIN.
     #[arg(long, value_name = "MICROSECONDS")]
     pub(crate) busy_poll_us: Option<u32>,
     /// Time our data may go unacknowledged, TCP_USER_TIMEOUT; 0 leaves it to the system.
