@@ -295,6 +295,7 @@ fn write_out(socket: &mut TcpStream, bytes: &mut Vec<u8>, peer: SocketAddr) -> R
         match bytes.get(sent..) {
             None | Some([]) => break Ok(Sent::All),
             Some(rest) => match socket.write(rest) {
+                Ok(0) => break Ok(Sent::of(false, sent > 0)),
                 Ok(count) => sent += count,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     break Ok(Sent::of(false, sent > 0));
