@@ -2,10 +2,15 @@
 
 mod world;
 
+use alloc_tracker::{Allocator, Session};
+
 use super::*;
 use crate::batch::Continuity;
 use crate::command::Outcome;
 use world::*;
+
+#[global_allocator]
+static ALLOCATOR: Allocator<std::alloc::System> = Allocator::system();
 
 #[test]
 fn a_frame_cut_anywhere_arrives_whole() {
@@ -338,7 +343,7 @@ fn a_peer_that_never_says_goodbye_is_left_after_a_second() {
 #[test]
 fn the_steady_state_allocates_nothing_from_plaintext_to_the_lent_batch() {
     const READS: u64 = 10_000;
-    const MESSAGES: u64 = 100;
+    const MESSAGES: u64 = 102;
     let mut world = World::new(10_000);
     let peer = world.adopt(BOOK, 1, Vec::new(), 0.0);
     let token = world.shard.index(BOOK).unwrap();
@@ -359,10 +364,13 @@ fn the_steady_state_allocates_nothing_from_plaintext_to_the_lent_batch() {
     };
     let warm = 100;
     turn(warm);
-    let mut received = 0;
-    let spent = allocation_counter::measure(|| received = turn(READS - warm));
+    let session = Session::new().no_stdout().no_file();
+    let span = session.operation("steady state").measure_thread().iterations(1);
+    let received = turn(READS - warm);
+    drop(span);
     assert_eq!(crate::ids::widen(received), (READS - warm) * MESSAGES);
-    assert_eq!(spent.count_total, 0, "{spent:?}");
+    let spent = session.to_report();
+    assert!(spent.operations().all(|(_, spent)| spent.total_allocations_count() == 0), "{spent}");
 }
 
 #[test]
