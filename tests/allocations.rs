@@ -2,8 +2,7 @@
 //! sequences, delivery. Counted on that thread alone, by the handler that runs on it. (That the
 //! hand-off to another thread adds none is shown where the shard can be driven by hand.)
 //!
-//! rustls allocates once for each record, and changes the size of its buffer whenever it finds it
-//! empty. The handler is slow, so that the sockets never run dry and that does not happen.
+//! The handler is slow, so that the sockets never run dry and reads are as large as they get.
 
 #![allow(
     clippy::unwrap_used,
@@ -32,7 +31,7 @@ static ALLOCATOR: Allocator<std::alloc::System> = Allocator::system();
 const WARM_UP: u64 = 100_000;
 /// Messages that count, at least.
 const MESSAGES: u64 = 200_000;
-/// What a shard may allocate beside one of rustls for each record.
+/// What TLS may allocate in all, whatever the records: for a key that changes, say.
 const SLACK: u64 = 100;
 /// What the host takes over each batch.
 const HANDLING: Duration = Duration::from_micros(300);
@@ -135,10 +134,10 @@ fn measure(tls: bool) -> (Counted, u64) {
 }
 
 #[test]
-fn over_tls_a_shard_allocates_at_most_once_a_record() {
+fn over_tls_a_shard_allocates_nothing_for_records_or_messages() {
     let (Counted { messages, allocations }, records) = measure(true);
     println!("TLS: {messages} messages, {records} records, {allocations} allocations");
-    assert!(allocations <= records + SLACK, "{allocations} allocations for {records} records");
+    assert!(allocations <= SLACK, "{allocations} allocations for {records} records");
 }
 
 #[test]
