@@ -62,6 +62,7 @@ mod resolve;
 mod sequence;
 mod shard;
 mod socket;
+mod spread;
 mod stats;
 mod subscription;
 mod thread;
@@ -94,6 +95,7 @@ pub use pool::PoolLayout;
 pub use registry::{
     ChangeKind, ChannelRegistry, MarketChange, MarketStatus, Registry, RegistryHost, StaticRegistry,
 };
+pub use spread::Durations;
 pub use stats::{ShardStats, Stats, SubscribeErrors};
 pub use warning::Warning;
 

@@ -10,6 +10,7 @@ use serde::Serialize;
 use crate::clock::CpuTime;
 use crate::ids::{ConnId, Role, ShardId, widen};
 use crate::pool::PoolLayout;
+use crate::spread::{Durations, Spread};
 
 /// A number with one writer and any readers. Adding is a load and a store, not a locked add.
 #[derive(Debug, Default)]
@@ -82,6 +83,10 @@ pub(crate) struct ShardCounters {
     pub(crate) busy_ns: Counter,
     /// The longest turn, in nanoseconds.
     pub(crate) cycle_ns_max: Counter,
+    /// How long turns took.
+    pub(crate) cycle_ns: Spread,
+    /// The most CPU that orders of the conductor took in one turn, in nanoseconds.
+    pub(crate) control_ns_max: Counter,
     /// Nanoseconds since the thread's loop began.
     pub(crate) wall_ns: Counter,
     /// Thread CPU time, in nanoseconds.
@@ -237,6 +242,13 @@ impl Counters {
             tls_resumed: control.tls_resumed.total(),
             tls_full: control.tls_full.total(),
             bytes_received: sum(|shard| &shard.bytes_received),
+            control_ns_max: self
+                .shards
+                .iter()
+                .map(|shard| shard.control_ns_max.total())
+                .max()
+                .unwrap_or(0),
+            cycle_ns: self.cycle_ns(),
             handler_calls: sum(|shard| &shard.handler_calls),
             handler_busy_ns: sum(|shard| &shard.handler_busy_ns),
             handler_slowest_ns: handler_slowest_ns.unwrap_or(0),
@@ -244,6 +256,14 @@ impl Counters {
             cpu_ns: shard_cpu + control.conductor_cpu_ns.total() + control.connector_cpu_ns.total(),
             shards: (0u16..).zip(&self.shards).map(|(id, shard)| shard_stats(id, shard)).collect(),
         }
+    }
+}
+
+impl Counters {
+    fn cycle_ns(&self) -> Durations {
+        let mut sum = Durations::default();
+        self.shards.iter().for_each(|shard| shard.cycle_ns.add_to(&mut sum));
+        sum
     }
 }
 
@@ -269,6 +289,7 @@ fn shard_stats(id: u16, shard: &ShardCounters) -> ShardStats {
         messages: shard.messages_received.total(),
         cycles: shard.cycles.total(),
         cycle_ns_max: shard.cycle_ns_max.total(),
+        control_ns_max: shard.control_ns_max.total(),
         busy_ratio: ratio(shard.busy_ns.total(), wall_ns),
         cpu_ns: shard.cpu_ns.total(),
         handler_calls: shard.handler_calls.total(),
@@ -379,6 +400,12 @@ pub struct Stats {
     pub tls_full: u64,
     /// Bytes received, after decryption.
     pub bytes_received: u64,
+    /// The most that orders of the conductor (commands, new connections) took of one turn of a
+    /// shard, in nanoseconds of thread CPU time.
+    pub control_ns_max: u64,
+    /// How long turns of the shards' loops took, waiting excluded.
+    #[serde(skip)]
+    pub cycle_ns: Durations,
     /// Calls of inline handlers.
     pub handler_calls: u64,
     /// Time spent in them, in nanoseconds of wall time.
@@ -434,6 +461,9 @@ pub struct ShardStats {
     pub cycles: u64,
     /// The longest turn, in nanoseconds of wall time.
     pub cycle_ns_max: u64,
+    /// The most that orders of the conductor (commands, new connections) took of one turn, in
+    /// nanoseconds of thread CPU time.
+    pub control_ns_max: u64,
     /// Part of the wall time spent in turns rather than waiting.
     pub busy_ratio: f64,
     /// CPU time of its thread, in nanoseconds.

@@ -104,6 +104,7 @@ pub(crate) fn run_shard<T: Transport>(
         counters.cycles.add(1);
         counters.busy_ns.add(if busy || wait == Wait::Block { spent } else { 0 });
         counters.cycle_ns_max.raise(spent);
+        counters.cycle_ns.add(spent);
         if before.saturating_duration_since(measured) >= CPU_INTERVAL {
             measured = before;
             CpuTime::publish(&counters.cpu_ns);

@@ -13,7 +13,7 @@ use mio::net::TcpStream;
 use mio::{Events, Interest, Poll, Token, Waker};
 use rustls::pki_types::ServerName;
 
-use crate::clock::{self, Stamp};
+use crate::clock::{self, CpuTime, Stamp};
 use crate::error::Cause;
 use crate::socket::{ArrivalTimes, SocketOptions, io_cause};
 use crate::tls::{TAIL_BYTES_MAX, Tls, TlsConfig};
@@ -91,6 +91,8 @@ pub(crate) trait Transport {
     fn stamp(&self) -> Stamp;
     /// The time, for measuring.
     fn now(&self) -> Instant;
+    /// CPU time of the calling thread, for measuring.
+    fn cpu(&self) -> CpuTime;
 }
 
 /// TCP and TLS.
@@ -268,6 +270,10 @@ impl Transport for TcpTransport {
 
     fn now(&self) -> Instant {
         clock::now()
+    }
+
+    fn cpu(&self) -> CpuTime {
+        clock::thread_cpu()
     }
 }
 

@@ -192,7 +192,7 @@ fn at_rest(handle: &Handle) -> Stats {
 }
 
 /// CPU time of all the engine's threads, from the kernel: exact while they sleep.
-fn threads_cpu() -> Duration {
+pub(crate) fn threads_cpu() -> Duration {
     let mut sum = 0;
     for task in std::fs::read_dir("/proc/self/task").unwrap().flatten() {
         let read = |name| std::fs::read_to_string(task.path().join(name)).unwrap_or_default();

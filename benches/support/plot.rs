@@ -18,6 +18,13 @@ impl Bar {
     }
 }
 
+/// A point of a curve.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Point {
+    pub(crate) x: f64,
+    pub(crate) y: f64,
+}
+
 const ROW: f64 = 34.0;
 const LEFT: f64 = 230.0;
 const WIDTH: f64 = 520.0;
@@ -54,6 +61,35 @@ pub(crate) fn bars(name: &str, title: &str, note: &str, bars: &[Bar]) -> PathBuf
         .unwrap();
     }
     svg.push_str("</svg>\n");
+    let folder = peers::target_dir().join("bench");
+    std::fs::create_dir_all(&folder).unwrap();
+    let path = folder.join(format!("{name}.svg"));
+    std::fs::write(&path, svg).unwrap();
+    println!("plot: {}", path.display());
+    path
+}
+
+/// Writes a curve as `target/bench/<name>.svg` and says where.
+pub(crate) fn line(name: &str, title: &str, points: &[Point]) -> PathBuf {
+    let most = |of: fn(&Point) -> f64| points.iter().map(of).fold(1e-9, f64::max);
+    let (right, top) = (most(|point| point.x), most(|point| point.y));
+    let (width, height, left, base) = (700.0, 320.0, 90.0, 400.0);
+    let mut path = String::new();
+    for point in points {
+        let (x, y) = (left + point.x / right * width, base - point.y / top * height);
+        write!(path, "{x:.1},{y:.1} ").unwrap();
+    }
+    let svg = format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"860\" height=\"440\" \
+         font-family=\"sans-serif\" font-size=\"14\">\n\
+         <rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n\
+         <text x=\"16\" y=\"30\" font-size=\"17\" font-weight=\"bold\">{title}</text>\n\
+         <path d=\"M{left} 70V{base}H800\" stroke=\"#999\" fill=\"none\"/>\n\
+         <text x=\"{left}\" y=\"425\">0 s</text><text x=\"760\" y=\"425\">{right:.1} s</text>\n\
+         <text x=\"8\" y=\"86\">{top:.0}</text>\n\
+         <polyline points=\"{path}\" stroke=\"#0a7d5a\" stroke-width=\"2\" fill=\"none\"/>\n\
+         </svg>\n"
+    );
     let folder = peers::target_dir().join("bench");
     std::fs::create_dir_all(&folder).unwrap();
     let path = folder.join(format!("{name}.svg"));

@@ -94,6 +94,10 @@ impl Transport for FakeNet {
     fn now(&self) -> Instant {
         self.at
     }
+
+    fn cpu(&self) -> crate::clock::CpuTime {
+        crate::clock::CpuTime::default()
+    }
     fn stamp(&self) -> Stamp {
         Stamp { wall: std::time::SystemTime::UNIX_EPOCH, mono: self.at }
     }

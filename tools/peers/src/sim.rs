@@ -82,6 +82,12 @@ impl Sim {
     /// Starts the executable, which then inherits the core of the thread that starts it.
     #[must_use]
     pub fn start(executable: &Path, settings: SimSettings) -> Self {
+        Self::start_with(executable, settings, &[])
+    }
+
+    /// The same with more flags.
+    #[must_use]
+    pub fn start_with(executable: &Path, settings: SimSettings, flags: &[&str]) -> Self {
         let folder = std::env::temp_dir().join(format!("peers-{}", std::process::id()));
         std::fs::create_dir_all(&folder).expect("a temporary folder");
         let file = |name: &str| folder.join(name);
@@ -90,6 +96,7 @@ impl Sim {
         command.args(["--markets", &settings.markets.to_string()]);
         command.args(["--packing", settings.packing]);
         command.args(["--max-connections", &(settings.connections + 16).to_string()]);
+        command.args(flags);
         if settings.write_through {
             command.arg("--write-through");
         }

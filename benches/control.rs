@@ -1,0 +1,217 @@
+//! The control plane at full size: a million markets from change to confirmed, a storm in which
+//! 100 of 150 connections fall at once, and markets that settle. What each costs in memory, CPU and
+//! time, against an exchange in a process of its own.
+//!
+//! `cargo bench --bench control -- [--markets N] [--json]`
+
+#![allow(
+    clippy::as_conversions,
+    clippy::disallowed_methods,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::unwrap_used,
+    reason = "a measurement fails by panicking, and reads clocks"
+)]
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use kalshi_feed::{
+    ChannelRegistry, Handle, Manager, MarketChange, MarketStatus, Messages, RegistryHost, Ticker,
+};
+use peers::{Sim, SimSettings, pin};
+use serde_json::json;
+use support::engine::{settings, threads_cpu, until_subscribed};
+use support::plot::{self, Point};
+use support::{FAR, Flags, NEAR, POOL, round};
+
+/// 144 connections of 7,500.
+const MARKETS: u64 = 1_080_000;
+/// Added last, with the cost of a cycle measured apart.
+const ADDED: usize = 100_000;
+/// Connections that fall at once.
+const CUT: u64 = 100;
+/// Markets that settle.
+const SETTLED: usize = 100_000;
+/// Changes the registry may be ahead of the engine.
+const CHANGES: usize = 65_536;
+/// How often the confirmed are counted.
+const LOOK: Duration = Duration::from_millis(20);
+/// Longest wait for any step.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+/// What a phase took.
+struct Phase {
+    seconds: f64,
+    /// CPU of the engine's threads for each market.
+    cpu_us: f64,
+    /// Confirmed markets over time.
+    curve: Vec<Point>,
+}
+
+/// The engine under measurement.
+struct Bench {
+    handle: Handle,
+    registry: RegistryHost,
+}
+
+impl Bench {
+    /// Tells of changes from a thread of their own, and waits until `wanted` markets are
+    /// confirmed.
+    fn run(&self, changes: Vec<MarketChange>, wanted: u64) -> Phase {
+        let (count, cpu, began) = (changes.len(), threads_cpu(), Instant::now());
+        let registry = self.registry.clone();
+        let sender = std::thread::spawn(move || {
+            pin(NEAR);
+            for change in changes {
+                registry.send(change).expect("the engine runs");
+            }
+        });
+        let curve = self.until(began, wanted);
+        sender.join().unwrap();
+        let cpu = threads_cpu() - cpu;
+        Phase {
+            seconds: curve.last().map_or(0.0, |point| point.x),
+            cpu_us: cpu.as_secs_f64() * 1e6 / count as f64,
+            curve,
+        }
+    }
+
+    fn until(&self, began: Instant, wanted: u64) -> Vec<Point> {
+        let mut curve = Vec::new();
+        loop {
+            let confirmed = self.handle.stats().markets_total;
+            curve.push(Point { x: began.elapsed().as_secs_f64(), y: confirmed as f64 });
+            if confirmed == wanted {
+                return curve;
+            }
+            assert!(began.elapsed() < PATIENCE, "{:#?}", self.handle.stats());
+            std::thread::sleep(LOOK);
+        }
+    }
+
+    /// Waits until nothing waits to be taken any more.
+    fn drained(&self) {
+        let mut last = u64::MAX;
+        loop {
+            let stats = self.handle.stats();
+            if stats.messages_received == last
+                && stats.messages_consumed == stats.messages_forwarded
+            {
+                return;
+            }
+            last = stats.messages_received;
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    }
+}
+
+fn main() {
+    let flags = Flags::read();
+    support::need_two_cores();
+    let markets = flags.number("--markets", MARKETS);
+    let setup = SimSettings {
+        core: NEAR,
+        markets: markets as usize,
+        packing: "stream",
+        write_through: false,
+        connections: POOL.connections(),
+    };
+    let mut sim = Sim::start_with(&peers::executable(), setup, &["--levels", "1"]);
+    let facts = sim.facts.clone();
+    let config =
+        settings(&facts, POOL, vec![FAR]).connect_interval(Duration::ZERO).build().unwrap();
+    let (registry, host) = ChannelRegistry::new([], CHANGES, CHANGES);
+    let mut manager = Manager::new(config, registry);
+    let messages = manager.messages().unwrap();
+    let consumer = std::thread::spawn(move || consume(messages));
+    manager.start().unwrap();
+    let bench = Bench { handle: manager.handle(), registry: host };
+    until_subscribed(&bench.handle, 6, 0);
+    let created = |ticker: &String| {
+        let ticker: Ticker = ticker.parse().unwrap();
+        MarketChange::created(ticker, MarketStatus::Active)
+    };
+    let (first, last) = facts.markets.split_at(facts.markets.len().saturating_sub(ADDED));
+    let changes: Vec<_> = facts.markets.iter().map(created).collect();
+    let before = rss();
+    drop(changes);
+
+    let filling = bench.run(first.iter().map(created).collect(), first.len() as u64);
+    println!("{} markets confirmed after {:.2} s", first.len(), filling.seconds);
+    let adding = bench.run(last.iter().map(created).collect(), markets);
+    println!("{} more after {:.2} s", last.len(), adding.seconds);
+    bench.drained();
+    let bytes = rss().saturating_sub(before) as f64 / markets as f64;
+    let control = bench.handle.stats();
+    let storm = storm(&bench, &mut sim, markets);
+    println!("{} lost and back after {:.2} s", storm.0, storm.1);
+    let gone = &facts.markets[..SETTLED.min(facts.markets.len())];
+    let settled = gone.iter().map(|ticker| MarketChange::settled(ticker.parse().unwrap()));
+    let settling = bench.run(settled.collect(), markets - gone.len() as u64);
+    println!("{} settled after {:.2} s", gone.len(), settling.seconds);
+
+    let per = |phase: &Phase, count: usize| phase.cpu_us * count as f64;
+    let cpu = (per(&filling, first.len()) + per(&adding, last.len())) / markets as f64;
+    let object = json!({
+        "markets": markets,
+        "bytes_per_market": round(bytes, 1),
+        "cpu_us_per_market": round(cpu, 2),
+        "seconds_to_all_confirmed": round(filling.seconds + adding.seconds, 2),
+        "storm_markets": storm.0,
+        "storm_seconds": round(storm.1, 2),
+        "unsubscribe_us": round(settling.cpu_us, 2),
+        "control_us_max": round(control.control_ns_max as f64 / 1e3, 1),
+        "cycle_us": {
+            "p50": round(control.cycle_ns.quantile(0.5) as f64 / 1e3, 1),
+            "p90": round(control.cycle_ns.quantile(0.9) as f64 / 1e3, 1),
+            "p99": round(control.cycle_ns.quantile(0.99) as f64 / 1e3, 1),
+        },
+        "subscribe_errors": control.subscribe_errors,
+    });
+    let start = filling.curve.last().map_or(0.0, |point| point.x);
+    let more = adding.curve.iter().map(|point| Point { x: point.x + start, y: point.y });
+    let curve: Vec<_> = filling.curve.iter().copied().chain(more).collect();
+    plot::line("control", "Confirmed markets over seconds", &curve);
+    let report = manager.stop(Duration::from_secs(5));
+    assert!(report.stuck.is_empty() && report.panicked.is_empty(), "{report:?}");
+    consumer.join().unwrap();
+    if flags.has("--json") {
+        println!("{object}");
+    } else {
+        println!("{object:#}");
+    }
+}
+
+/// Cuts connections; how many markets that took along, and how long until all were back.
+fn storm(bench: &Bench, sim: &mut Sim, markets: u64) -> (u64, f64) {
+    let began = Instant::now();
+    sim.tell(&format!("cut {CUT}"));
+    let mut least = markets;
+    loop {
+        let confirmed = bench.handle.stats().markets_total;
+        least = least.min(confirmed);
+        if least < markets && confirmed == markets {
+            return (markets - least, began.elapsed().as_secs_f64());
+        }
+        assert!(began.elapsed() < PATIENCE, "{:#?}", bench.handle.stats());
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+fn consume(mut messages: Messages) -> u64 {
+    pin(NEAR);
+    let mut count = 0;
+    while let Ok(batch) = messages.recv_batch() {
+        count += batch.len() as u64;
+    }
+    count
+}
+
+/// Resident bytes of this process.
+fn rss() -> u64 {
+    let text = std::fs::read_to_string("/proc/self/statm").unwrap();
+    let pages: u64 = text.split(' ').nth(1).unwrap().parse().unwrap();
+    pages * 4_096
+}
