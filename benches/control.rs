@@ -22,7 +22,7 @@ use kalshi_feed::{
 };
 use peers::{Sim, SimSettings, pin};
 use serde_json::json;
-use support::engine::{settings, threads_cpu, until_subscribed};
+use support::engine::{settings, threads_cpu};
 use support::plot::{self, Point};
 use support::{FAR, Flags, NEAR, POOL, round};
 
@@ -91,6 +91,14 @@ impl Bench {
         }
     }
 
+    fn all_live(&self) {
+        let began = Instant::now();
+        while self.handle.stats().connections_healthy < POOL.connections() as u64 {
+            assert!(began.elapsed() < PATIENCE, "{:#?}", self.handle.stats());
+            std::thread::sleep(LOOK);
+        }
+    }
+
     /// Waits until nothing waits to be taken any more.
     fn drained(&self) {
         let mut last = u64::MAX;
@@ -128,7 +136,7 @@ fn main() {
     let consumer = std::thread::spawn(move || consume(messages));
     manager.start().unwrap();
     let bench = Bench { handle: manager.handle(), registry: host };
-    until_subscribed(&bench.handle, 6, 0);
+    bench.all_live();
     let created = |ticker: &String| {
         let ticker: Ticker = ticker.parse().unwrap();
         MarketChange::created(ticker, MarketStatus::Active)
