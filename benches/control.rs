@@ -18,7 +18,8 @@ mod support;
 use std::time::{Duration, Instant};
 
 use kalshi_feed::{
-    ChannelRegistry, Handle, Manager, MarketChange, MarketStatus, Messages, RegistryHost, Ticker,
+    ChannelRegistry, Durations, Handle, Manager, MarketChange, MarketStatus, Messages,
+    RegistryHost, Ticker,
 };
 use peers::{Sim, SimSettings, pin};
 use serde_json::json;
@@ -148,11 +149,12 @@ fn main() {
 
     let filling = bench.run(first.iter().map(created).collect(), first.len() as u64);
     println!("{} markets confirmed after {:.2} s", first.len(), filling.seconds);
+    let before_adding = bench.handle.stats();
     let adding = bench.run(last.iter().map(created).collect(), markets);
     println!("{} more after {:.2} s", last.len(), adding.seconds);
+    let after_adding = bench.handle.stats();
     bench.drained();
     let bytes = rss().saturating_sub(before) as f64 / markets as f64;
-    let control = bench.handle.stats();
     let storm = storm(&bench, &mut sim, markets);
     println!("{} lost and back after {:.2} s", storm.0, storm.1);
     let gone = &facts.markets[..SETTLED.min(facts.markets.len())];
@@ -170,13 +172,9 @@ fn main() {
         "storm_markets": storm.0,
         "storm_seconds": round(storm.1, 2),
         "unsubscribe_us": round(settling.cpu_us, 2),
-        "control_us_max": round(control.control_ns_max as f64 / 1e3, 1),
-        "cycle_us": {
-            "p50": round(control.cycle_ns.quantile(0.5) as f64 / 1e3, 1),
-            "p90": round(control.cycle_ns.quantile(0.9) as f64 / 1e3, 1),
-            "p99": round(control.cycle_ns.quantile(0.99) as f64 / 1e3, 1),
-        },
-        "subscribe_errors": control.subscribe_errors,
+        "control_us": spread(&after_adding.control_ns.since(&before_adding.control_ns)),
+        "cycle_us": spread(&after_adding.cycle_ns.since(&before_adding.cycle_ns)),
+        "subscribe_errors": after_adding.subscribe_errors,
     });
     let start = filling.curve.last().map_or(0.0, |point| point.x);
     let more = adding.curve.iter().map(|point| Point { x: point.x + start, y: point.y });
@@ -215,6 +213,12 @@ fn consume(mut messages: Messages) -> u64 {
         count += batch.len() as u64;
     }
     count
+}
+
+/// Upper bounds, in microseconds, known to a quarter of a power of two.
+fn spread(durations: &Durations) -> serde_json::Value {
+    let us = |part| round(durations.quantile(part) as f64 / 1e3, 1);
+    json!({ "p50": us(0.5), "p90": us(0.9), "p99": us(0.99), "max": us(1.0) })
 }
 
 /// Resident bytes of this process.

@@ -51,6 +51,13 @@ impl Durations {
         self.0.iter().sum()
     }
 
+    /// Those counted since `earlier` was taken.
+    #[must_use]
+    pub fn since(&self, earlier: &Self) -> Self {
+        let before = earlier.0.iter().copied().chain(std::iter::repeat(0));
+        Self(self.0.iter().zip(before).map(|(now, before)| now.saturating_sub(before)).collect())
+    }
+
     /// The upper end, in nanoseconds, of the bucket that holds this part of them (0 to 1); zero
     /// for none.
     pub fn quantile(&self, part: f64) -> u64 {
@@ -113,6 +120,8 @@ mod tests {
             let said = durations.quantile(part);
             (exact..=exact + exact / 4).contains(&said)
         };
+        assert_eq!(durations.since(&durations).count(), 0);
+        assert_eq!(durations.since(&Durations::default()), durations);
         assert!(within(0.5, 500_000) && within(0.9, 900_000) && within(0.99, 990_000));
     }
 

@@ -87,6 +87,8 @@ pub(crate) struct ShardCounters {
     pub(crate) cycle_ns: Spread,
     /// The most CPU that orders of the conductor took in one turn, in nanoseconds.
     pub(crate) control_ns_max: Counter,
+    /// CPU that orders of the conductor took in turns that had any.
+    pub(crate) control_ns: Spread,
     /// Nanoseconds since the thread's loop began.
     pub(crate) wall_ns: Counter,
     /// Thread CPU time, in nanoseconds.
@@ -248,7 +250,8 @@ impl Counters {
                 .map(|shard| shard.control_ns_max.total())
                 .max()
                 .unwrap_or(0),
-            cycle_ns: self.cycle_ns(),
+            control_ns: self.durations(|shard| &shard.control_ns),
+            cycle_ns: self.durations(|shard| &shard.cycle_ns),
             handler_calls: sum(|shard| &shard.handler_calls),
             handler_busy_ns: sum(|shard| &shard.handler_busy_ns),
             handler_slowest_ns: handler_slowest_ns.unwrap_or(0),
@@ -260,9 +263,9 @@ impl Counters {
 }
 
 impl Counters {
-    fn cycle_ns(&self) -> Durations {
+    fn durations(&self, of: impl Fn(&ShardCounters) -> &Spread) -> Durations {
         let mut sum = Durations::default();
-        self.shards.iter().for_each(|shard| shard.cycle_ns.add_to(&mut sum));
+        self.shards.iter().for_each(|shard| of(shard).add_to(&mut sum));
         sum
     }
 }
@@ -403,6 +406,9 @@ pub struct Stats {
     /// The most that orders of the conductor (commands, new connections) took of one turn of a
     /// shard, in nanoseconds of thread CPU time.
     pub control_ns_max: u64,
+    /// What such orders took, turn by turn, in thread CPU time.
+    #[serde(skip)]
+    pub control_ns: Durations,
     /// How long turns of the shards' loops took, waiting excluded.
     #[serde(skip)]
     pub cycle_ns: Durations,
