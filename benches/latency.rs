@@ -2,7 +2,11 @@
 //! hop of one message through the engine's queue beside bare crossbeam. Paced by an exchange that
 //! sleeps between ticks and writes each message as it makes it.
 //!
-//! `cargo bench --bench latency -- [--rounds N] [--millis N] [--no-sweep] [--json]`
+//! A consumer behind the queue needs a core of its own, and the rest of the machine one more: with
+//! four it is judged like the handler. With fewer `--force-channel` shows it, on the exchange's
+//! core, asleep between messages, and gives no ratio.
+//!
+//! `cargo bench --bench latency -- [--rounds N] [--millis N] [--no-sweep] [--force-channel] --json`
 
 #![allow(
     dead_code,
@@ -30,17 +34,21 @@ use std::time::Duration;
 
 use crossbeam_channel::{Sender, bounded};
 use hdrhistogram::Histogram;
-use kalshi_feed::{Batch, Delivery, Handler, Manager, StaticRegistry, Wait};
+use kalshi_feed::{Batch, Delivery, Handler, Manager, Messages, RecvError, StaticRegistry, Wait};
 use peers::{Layout, Sim, SimSettings, age, plan};
 use serde_json::{Value, json};
 use support::plot::{self, Bar};
-use support::{FAR, Flags, NEAR, engine, median, round};
+use support::{FAR, Flags, NEAR, engine, median, pick, round};
 
 /// Order books only: their deltas carry the time in microseconds.
 const LAYOUT: Layout = Layout { ticker: 0, trade: 0, lifecycle: 0, orderbook: 150 };
 const MARKETS: usize = 150 * 20;
 const RATE: u64 = 20_000;
 const SWEEP: [u64; 6] = [1_000, 5_000, 20_000, 50_000, 100_000, 200_000];
+/// One for the exchange, one for the shard, one for the consumer, one for all else.
+const CORES_TO_JUDGE: usize = 4;
+/// The consumer's, where there are so many.
+const THIRD: usize = 2;
 const QUANTILES: [(&str, f64); 5] =
     [("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("p999", 0.999), ("max", 1.0)];
 
@@ -110,20 +118,38 @@ impl Figures {
         median(&self.rounds.iter().map(|round| round[index]).collect::<Vec<_>>())
     }
 
-    fn json(&self, beside: &Self) -> Value {
+    fn json(&self, beside: Option<&Self>) -> Value {
         let mut object = json!({});
         for (name, _) in QUANTILES {
             object[format!("{name}_ns")] = json!(round(self.at(name), 0));
         }
-        for name in ["p50", "p90"] {
-            object[format!("ratio_{name}")] = json!(round(self.at(name) / beside.at(name), 2));
+        if let Some(beside) = beside {
+            for name in ["p50", "p90"] {
+                let ratio = self.at(name) / beside.at(name);
+                object[format!("ratio_{name}")] = json!(round(ratio, 2));
+            }
         }
         object
     }
 }
 
+/// How the exchange sends, for how long, and how the reader waits.
+#[derive(Clone, Copy)]
+struct Pace {
+    rate: u64,
+    spin: bool,
+    time: Duration,
+}
+
+/// Who takes what comes through the queue.
+#[derive(Clone, Copy)]
+struct Consumer {
+    core: usize,
+    spin: bool,
+}
+
 /// Lets the exchange send for a while and records all but the beginning.
-fn record(sim: &mut Sim, rate: u64, time: Duration, on: &AtomicBool) {
+fn record(sim: &mut Sim, Pace { rate, time, .. }: Pace, on: &AtomicBool) {
     sim.tell(&format!("rate {rate}"));
     sim.tell("mode paced");
     std::thread::sleep(time / 5);
@@ -134,58 +160,121 @@ fn record(sim: &mut Sim, rate: u64, time: Duration, on: &AtomicBool) {
 }
 
 /// One bare reader: epoll, recv, rustls, frame lengths.
-fn floor(sim: &mut Sim, rate: u64, time: Duration, spin: bool) -> Histogram<u64> {
+fn floor(sim: &mut Sim, pace: Pace) -> Histogram<u64> {
     let (on, stop) = (Arc::new(AtomicBool::new(false)), AtomicBool::new(false));
     let (out, seen) = bounded(1);
+    let (subscribed, begun) = bounded(1);
     let (access, jobs) = (sim.facts.access(), plan(LAYOUT, &sim.facts.markets));
     let mut probe = Probe::new(Arc::clone(&on), out);
     std::thread::scope(|scope| {
         scope.spawn(|| {
             let each = |plain: &[u8]| frames(plain, |frame| probe.message(frame));
-            peers::read(&access, &jobs, FAR, spin, &stop, each);
+            let ready = || subscribed.send(()).unwrap();
+            peers::read(&access, &jobs, (FAR, pace.spin), &stop, ready, each);
         });
-        std::thread::sleep(Duration::from_millis(500));
-        record(sim, rate, time, &on);
+        begun.recv().unwrap();
+        record(sim, pace, &on);
         stop.store(true, Ordering::Relaxed);
     });
     drop(probe);
     seen.recv().unwrap()
 }
 
-/// The engine with a handler on its shard.
-fn inline(sim: &mut Sim, rate: u64, time: Duration, spin: bool) -> Histogram<u64> {
-    let on = Arc::new(AtomicBool::new(false));
-    let (out, seen) = bounded(1);
-    let wait = if spin { Wait::Spin } else { Wait::Block };
+/// The engine with this delivery, through one stretch of traffic; `ready` gets it before the start.
+fn run_engine(
+    sim: &mut Sim,
+    pace: Pace,
+    delivery: Delivery,
+    on: &AtomicBool,
+    ready: impl FnOnce(&mut Manager),
+) {
+    let wait = if pace.spin { Wait::Spin } else { Wait::Block };
     let config = engine::settings(&sim.facts, LAYOUT, vec![FAR]).wait(wait).build().unwrap();
     let tickers: Vec<_> = sim.facts.markets.iter().map(|name| name.parse().unwrap()).collect();
+    let markets = tickers.len() as u64;
+    let mut manager = Manager::with_delivery(config, StaticRegistry::new(tickers), delivery);
+    ready(&mut manager);
+    manager.start().unwrap();
+    engine::until_subscribed(&manager.handle(), LAYOUT.connections() as u64, markets);
+    record(sim, pace, on);
+    manager.stop(Duration::from_secs(5));
+}
+
+/// The engine with a handler on its shard.
+fn inline(sim: &mut Sim, pace: Pace) -> Histogram<u64> {
+    let on = Arc::new(AtomicBool::new(false));
+    let (out, seen) = bounded(1);
     let delivery = Delivery::inline({
         let on = Arc::clone(&on);
         move |_| Probe::new(Arc::clone(&on), out.clone())
     });
-    let markets = tickers.len() as u64;
-    let mut manager = Manager::with_delivery(config, StaticRegistry::new(tickers), delivery);
-    manager.start().unwrap();
-    engine::until_subscribed(&manager.handle(), LAYOUT.connections() as u64, markets);
-    record(sim, rate, time, &on);
-    manager.stop(Duration::from_secs(5));
+    run_engine(sim, pace, delivery, &on, |_| {});
     seen.recv().unwrap()
 }
 
-/// Both clients in turn, `rounds` times.
-fn pair(sim: &mut Sim, rate: u64, time: Duration, spin: bool, rounds: u64) -> (Figures, Figures) {
-    let (mut bare, mut ours) = (Figures::default(), Figures::default());
-    for _ in 0..rounds {
-        bare.add(&floor(sim, rate, time, spin));
-        ours.add(&inline(sim, rate, time, spin));
-        println!(
-            "{rate}/s {}: bare p50 {:.1} us, engine p50 {:.1} us",
-            if spin { "spinning" } else { "blocking" },
-            bare.rounds.last().unwrap()[0] / 1e3,
-            ours.rounds.last().unwrap()[0] / 1e3
-        );
+/// The engine with a consumer behind its queue.
+fn channel(sim: &mut Sim, pace: Pace, consumer: Consumer) -> Histogram<u64> {
+    let on = Arc::new(AtomicBool::new(false));
+    let (out, seen) = bounded(1);
+    let probe = Probe::new(Arc::clone(&on), out);
+    run_engine(sim, pace, Delivery::channel(), &on, |manager| {
+        let messages = manager.messages().unwrap();
+        std::thread::spawn(move || consume(messages, consumer, probe));
+    });
+    seen.recv().unwrap()
+}
+
+fn consume(mut messages: Messages, consumer: Consumer, mut probe: Probe) {
+    peers::pin(consumer.core);
+    loop {
+        let batch = if consumer.spin { messages.try_recv_batch() } else { messages.recv_batch() };
+        match batch {
+            Ok(batch) => probe.on_batch(&batch),
+            Err(RecvError::Empty) => std::hint::spin_loop(),
+            Err(_) => return,
+        }
     }
-    (bare, ours)
+}
+
+/// All clients in turn, `rounds` times: the bare reader, the handler, the consumer if there is one.
+fn compare(sim: &mut Sim, pace: Pace, rounds: u64, consumer: Option<Consumer>) -> [Figures; 3] {
+    let mut figures = <[Figures; 3]>::default();
+    for turn in 1..=rounds {
+        let [bare, handler, queued] = &mut figures;
+        bare.add(&floor(sim, pace));
+        handler.add(&inline(sim, pace));
+        if let Some(consumer) = consumer {
+            queued.add(&channel(sim, pace, consumer));
+        }
+        let clients = ["bare", "inline", "channel"].into_iter().zip(&figures);
+        let told: Vec<_> = clients
+            .filter_map(|(name, figures)| Some((name, figures.rounds.last()?)))
+            .map(|(name, [p50, p90, ..])| {
+                format!("{name} p50 {:.1} p90 {:.1} us", p50 / 1e3, p90 / 1e3)
+            })
+            .collect();
+        let (rate, wait) = (pace.rate, if pace.spin { "spinning" } else { "blocking" });
+        eprintln!("{rate}/s {wait}, round {turn} of {rounds}: {}", told.join(", "));
+    }
+    figures
+}
+
+/// The consumer behind the queue: where there are cores enough, or when asked for.
+fn consumer(flags: &Flags) -> Option<Consumer> {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    if cores >= CORES_TO_JUDGE {
+        Some(Consumer { core: THIRD, spin: true })
+    } else if flags.has("--force-channel") {
+        eprintln!("the consumer shares the exchange's core: shown, not judged");
+        Some(Consumer { core: NEAR, spin: false })
+    } else {
+        None
+    }
+}
+
+/// What the channel's figures say; ratios only where it had a core of its own.
+fn channel_json(consumer: Option<Consumer>, queued: &Figures, bare: &Figures) -> Option<Value> {
+    consumer.map(|Consumer { spin: apart, .. }| queued.json(apart.then_some(bare)))
 }
 
 fn main() {
@@ -193,6 +282,7 @@ fn main() {
     support::need_two_cores();
     let rounds = flags.number("--rounds", 7);
     let time = Duration::from_millis(flags.number("--millis", 1_000));
+    let consumer = consumer(&flags);
     let settings = SimSettings {
         core: NEAR,
         markets: MARKETS,
@@ -201,45 +291,54 @@ fn main() {
         connections: LAYOUT.connections(),
     };
     let mut sim = Sim::start(&peers::executable(), settings);
-    let (floor, inline) = pair(&mut sim, RATE, time, true, rounds);
-    let (sleepy_floor, sleepy_inline) = pair(&mut sim, RATE, time, false, rounds);
+    let pace = |rate, spin| Pace { rate, spin, time };
+    let spinning = compare(&mut sim, pace(RATE, true), rounds, consumer);
+    let blocking = compare(&mut sim, pace(RATE, false), rounds, None);
     let mut sweep = Vec::new();
     for rate in SWEEP.into_iter().filter(|_| !flags.has("--no-sweep")) {
-        let (bare, ours) = pair(&mut sim, rate, time, true, 1);
+        let [bare, ours, _] = compare(&mut sim, pace(rate, true), 1, None);
         sweep.push(json!({
-            "rate": rate, "floor_p50_ns": bare.at("p50"), "inline": ours.json(&bare),
+            "rate": rate, "floor_p50_ns": bare.at("p50"), "inline": ours.json(Some(&bare)),
         }));
     }
     drop(sim);
     let hop = inside::hop::measure(rounds);
-    let bar = |label: &str, figures: &Figures| {
-        Bar::new(label, figures.at("p50"), figures.at("p90") - figures.at("p50"))
-    };
-    plot::bars(
-        "latency",
-        "Nanoseconds from the exchange's write to the handler, 20,000 messages/s",
-        "dark: p50, light: up to p90",
-        &[
-            bar("bare reader, spinning", &floor),
-            bar("kalshi-feed, spinning", &inline),
-            bar("bare reader, blocking", &sleepy_floor),
-            bar("kalshi-feed, blocking", &sleepy_inline),
-        ],
-    );
-    let object = json!({
+    draw(&spinning, &blocking, consumer);
+    let [floor, inline, queued] = &spinning;
+    let quantiles = ["p50_ns", "p90_ns", "p99_ns", "p999_ns", "ratio_p50", "ratio_p90"];
+    let channel = channel_json(consumer, queued, floor);
+    let line = json!({
         "floor_p50_ns": floor.at("p50"),
         "floor_p90_ns": floor.at("p90"),
-        "inline": inline.json(&floor),
-        "blocking": { "floor_p50_ns": sleepy_floor.at("p50"),
-            "floor_p90_ns": sleepy_floor.at("p90"), "inline": sleepy_inline.json(&sleepy_floor) },
+        "inline": pick(&inline.json(Some(floor)), &quantiles),
+        "hop": pick(&hop, &["p50_ns", "crossbeam_p50_ns", "ratio"]),
+        "channel": channel.map(|channel| pick(&channel, &quantiles)),
+    });
+    let [sleepy_floor, sleepy_inline, _] = &blocking;
+    let more = json!({
+        "spinning": { "floor": floor.json(None), "inline": inline.json(Some(floor)) },
+        "blocking": { "floor": sleepy_floor.json(None),
+            "inline": sleepy_inline.json(Some(sleepy_floor)) },
         "hop": hop,
-        "channel": Value::Null,
         "sweep": sweep,
         "rounds": rounds,
     });
-    if flags.has("--json") {
-        println!("{object}");
-    } else {
-        println!("{object:#}");
+    support::tell("latency", &flags, &line, more);
+}
+
+fn draw(spinning: &[Figures; 3], blocking: &[Figures; 3], consumer: Option<Consumer>) {
+    let bar = |label: &str, figures: &Figures| {
+        Bar::new(label, figures.at("p50"), figures.at("p90") - figures.at("p50"))
+    };
+    let mut bars = vec![
+        bar("bare reader, spinning", &spinning[0]),
+        bar("kalshi-feed, spinning", &spinning[1]),
+        bar("bare reader, blocking", &blocking[0]),
+        bar("kalshi-feed, blocking", &blocking[1]),
+    ];
+    if consumer.is_some() {
+        bars.push(bar("kalshi-feed, channel", &spinning[2]));
     }
+    let title = "Nanoseconds from the exchange's write to the handler, 20,000 messages/s";
+    plot::bars("latency", title, "dark: p50, light: up to p90", &bars);
 }

@@ -18,7 +18,7 @@ use peers::{Cores, Layout, Outcome, Sim, SimSettings, Task, plan};
 use serde_json::json;
 use support::engine::{Run, Taking, engine};
 use support::plot::{self, Bar};
-use support::{FAR, Flags, NEAR, median, round};
+use support::{FAR, Flags, NEAR, median, pick, round};
 
 /// Divisible by every number of connections but one, and two markets each for the most.
 const MARKETS: usize = 3_000;
@@ -60,7 +60,7 @@ impl Point {
         let Outcome { lost, .. } = {
             let outcome = engine(&facts, &run, go, halt);
             self.engine.push(outcome.ns());
-            println!(
+            eprintln!(
                 "{}: {:.0} ns, floor {:.0} ns, {:.2} M/s",
                 self.label(),
                 outcome.ns(),
@@ -120,24 +120,18 @@ fn report(flags: &Flags, points: &[Point], messages: u64) {
         points.iter().find(|point| (point.connections, point.shards) == (connections, shards))
     };
     let ns = |connections, shards| median(&at(connections, shards).unwrap().engine);
-    let mut object = json!({
+    let mut all = json!({
         "ratio_1500_150": round(ns(1_500, 1) / ns(150, 1), 2),
         "messages": messages,
     });
     for point in points {
         let (engine, floor) = (median(&point.engine), median(&point.floor));
-        if point.shards == 1 {
-            let connections = point.connections.to_string();
-            object["ns_at"][&connections] = json!(round(engine, 1));
-            object["floor_ns_at"][&connections] = json!(round(floor, 1));
-        }
-        if point.connections == 150 {
-            object["ns_at_shards"][point.shards.to_string()] = json!(round(engine, 1));
-        }
+        let at = match point.shards {
+            1 => point.connections.to_string(),
+            shards => format!("{}_on_{shards}_shards", point.connections),
+        };
+        all["ns_at"][&at] = json!(round(engine, 1));
+        all["floor_ns_at"][&at] = json!(round(floor, 1));
     }
-    if flags.has("--json") {
-        println!("{object}");
-    } else {
-        println!("{object:#}");
-    }
+    support::tell("scale", flags, &pick(&all, &["ns_at", "ratio_1500_150"]), all.clone());
 }

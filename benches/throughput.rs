@@ -19,10 +19,23 @@ use peers::{Cores, Outcome, Sim, SimSettings, Task, plan};
 use serde_json::{Value, json};
 use support::engine::{Run, Taking, engine};
 use support::plot::{self, Bar};
-use support::{FAR, Flags, NEAR, POOL, Shape, median, round};
+use support::{FAR, Flags, NEAR, POOL, Shape, median, pick, round};
 
 /// Markets in all: 20 for each order-book connection.
 const MARKETS: usize = 144 * 20;
+/// What the line of `--json` holds.
+const LINE: [&str; 10] = [
+    "floor_ns",
+    "kalshi_feed_ns",
+    "tokio_tungstenite_ns",
+    "tungstenite_mio_ns",
+    "fastwebsockets_ns",
+    "ratio_floor",
+    "ratio_tokio",
+    "messages",
+    "lost",
+    "frames_per_record",
+];
 /// The clients, by their names in the JSON.
 const CLIENTS: [&str; 6] = [
     "floor",
@@ -111,7 +124,7 @@ impl Series {
             let clients = CLIENTS.iter().zip(&mut outcomes).filter(|(name, _)| wanted(name));
             for (name, outcomes) in clients {
                 let outcome = self.client(&mut sim, name, self.messages, frame_bytes);
-                println!(
+                eprintln!(
                     "round {} {name}: {:.0} ns ({:.0} I/O + {:.0} consumer), {:.2} M/s, lost {}",
                     turn + 1,
                     outcome.ns(),
@@ -163,13 +176,13 @@ fn main() {
         let only = only.clone();
         Series { packing, cores, messages, rounds, only }
     };
-    println!("judged: whole frames in 16 KiB records, consumer on the other core");
+    eprintln!("judged: whole frames in 16 KiB records, consumer on the other core");
     let judged = series("whole", apart, rounds).run(&executable);
     let (mut same_core, mut single) = (Value::Null, Value::Null);
     if !flags.has("--quick") {
-        println!("consumer on the I/O core");
+        eprintln!("consumer on the I/O core");
         same_core = series("whole", together, rounds.min(3)).run(&executable).json();
-        println!("one frame per record");
+        eprintln!("one frame per record");
         single = series("single", apart, rounds.min(3)).run(&executable).json();
     }
     let bars: Vec<_> = CLIENTS
@@ -187,14 +200,10 @@ fn main() {
         "150 TLS connections, whole frames in 16 KiB records; dark: I/O threads, light: consumer",
         &bars,
     );
-    let mut object = judged.json();
-    object["messages"] = json!(messages);
-    object["rounds"] = json!(rounds);
-    object["same_core"] = same_core;
-    object["one_frame_per_record"] = single;
-    if flags.has("--json") {
-        println!("{object}");
-    } else {
-        println!("{object:#}");
-    }
+    let mut all = judged.json();
+    all["messages"] = json!(messages);
+    all["rounds"] = json!(rounds);
+    all["same_core"] = same_core;
+    all["one_frame_per_record"] = single;
+    support::tell("throughput", &flags, &pick(&all, &LINE), all.clone());
 }

@@ -27,11 +27,19 @@ const BYTES: usize = 270;
 pub(crate) fn measure(rounds: u64) -> Value {
     let (mut ours, mut bare) = (Vec::new(), Vec::new());
     let (mut sleepy, mut sleepy_bare) = (Vec::new(), Vec::new());
-    for _ in 0..rounds {
+    for turn in 1..=rounds {
         bare.push(crossbeam(PAUSE, true));
         ours.push(engine(PAUSE, true));
         sleepy_bare.push(crossbeam(LONG_PAUSE, false));
         sleepy.push(engine(LONG_PAUSE, false));
+        let p50 = |rounds: &[Histogram<u64>]| rounds.last().unwrap().value_at_quantile(0.5);
+        eprintln!(
+            "hop, round {turn} of {rounds}: crossbeam p50 {} ns, engine {}; asleep {} and {}",
+            p50(&bare),
+            p50(&ours),
+            p50(&sleepy_bare),
+            p50(&sleepy)
+        );
     }
     let middle = |rounds: &[Histogram<u64>], quantile: f64| {
         let at = |seen: &Histogram<u64>| seen.value_at_quantile(quantile) as f64;

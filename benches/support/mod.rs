@@ -17,6 +17,7 @@ pub(crate) mod engine;
 pub(crate) mod plot;
 
 use peers::{Layout, Sim};
+use serde_json::Value;
 
 /// The core of the exchange and of the consumers.
 pub(crate) const NEAR: usize = 0;
@@ -78,6 +79,26 @@ pub(crate) fn median(values: &[f64]) -> f64 {
 pub(crate) fn round(value: f64, decimals: i32) -> f64 {
     let scale = 10_f64.powi(decimals);
     (value * scale).round() / scale
+}
+
+/// These members of an object, where it has them.
+pub(crate) fn pick(object: &Value, names: &[&str]) -> Value {
+    let found = names.iter().filter_map(|&name| Some((name.to_owned(), object.get(name)?.clone())));
+    Value::Object(found.collect())
+}
+
+/// Ends a bench: `line` and all there is to know beside it go to `target/bench/<name>.json`; the
+/// last line of stdout is `line` when asked for by `--json`, or else all of it, to read.
+pub(crate) fn tell(name: &str, flags: &Flags, line: &Value, more: Value) {
+    let mut all = line.clone();
+    let Value::Object(more) = more else { panic!("an object: {more}") };
+    for (name, value) in more {
+        all[name] = value;
+    }
+    let path = peers::target_dir().join("bench").join(format!("{name}.json"));
+    std::fs::write(&path, format!("{all:#}\n")).unwrap();
+    eprintln!("figures: {}", path.display());
+    if flags.has("--json") { println!("{line}") } else { println!("{all:#}") }
 }
 
 /// Bytes a frame has on the wire, header included, and frames a TLS record holds: from what the

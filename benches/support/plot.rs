@@ -65,7 +65,7 @@ pub(crate) fn bars(name: &str, title: &str, note: &str, bars: &[Bar]) -> PathBuf
     std::fs::create_dir_all(&folder).unwrap();
     let path = folder.join(format!("{name}.svg"));
     std::fs::write(&path, svg).unwrap();
-    println!("plot: {}", path.display());
+    eprintln!("plot: {}", path.display());
     path
 }
 
@@ -94,6 +94,6 @@ pub(crate) fn line(name: &str, title: &str, points: &[Point]) -> PathBuf {
     std::fs::create_dir_all(&folder).unwrap();
     let path = folder.join(format!("{name}.svg"));
     std::fs::write(&path, svg).unwrap();
-    println!("plot: {}", path.display());
+    eprintln!("plot: {}", path.display());
     path
 }

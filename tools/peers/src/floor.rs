@@ -52,18 +52,21 @@ pub fn floor(task: &Task<'_>, frame_bytes: f64, go: impl FnOnce(), halt: impl Fn
     })
 }
 
-/// Reads on the calling thread, pinned to `core`, until told to stop: `each` sees the plaintext,
-/// one TLS record at a time. A spinning reader never sleeps.
+/// Reads on the calling thread, pinned to `core`, until told to stop: `ready` is called when all
+/// are subscribed, `each` sees the plaintext, one TLS record at a time. A spinning reader never
+/// sleeps.
 pub fn read(
     access: &Access,
     jobs: &[Job],
-    core: usize,
-    spin: bool,
+    (core, spin): (usize, bool),
     stop: &AtomicBool,
+    ready: impl FnOnce(),
     mut each: impl FnMut(&[u8]),
 ) {
     pin(core);
     let mut reader = Reader::connect(access, jobs);
+    while reader.turn(QUIET, &mut |_| {}) {}
+    ready();
     let timeout = if spin { Duration::ZERO } else { LOOK };
     while !stop.load(Ordering::Relaxed) {
         reader.turn(timeout, &mut each);
