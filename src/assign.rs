@@ -15,18 +15,30 @@ pub(crate) struct Assigner {
     open: BTreeSet<(usize, ConnId)>,
     markets_max: usize,
     first: u16,
+    healthy: usize,
 }
 
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 struct Line {
     load: usize,
     healthy: bool,
+    /// Most markets it may have.
+    limit: usize,
 }
 
-/// Why a market could not be placed now. It waits, and is placed when there is room.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Unplaced {
+/// Why a market has no connection now. It waits, and gets one by itself when there is room.
+///
+/// ```
+/// println!("{}", kalshi_feed::Unplaced::PoolFull);
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
+#[non_exhaustive]
+pub enum Unplaced {
+    /// No order-book connection is live.
+    #[error("no order-book connection is live")]
     NoHealthyConnections,
+    /// Every live order-book connection has as many markets as it may have.
+    #[error("every live order-book connection is full")]
     PoolFull,
 }
 
@@ -34,18 +46,21 @@ impl Assigner {
     /// `count` connections numbered from `first`, none healthy yet.
     pub(crate) fn new(first: ConnId, count: usize, markets_max: usize) -> Self {
         Self {
-            lines: vec![Line::default(); count],
+            lines: vec![Line { load: 0, healthy: false, limit: markets_max }; count],
             open: BTreeSet::new(),
             markets_max,
             first: first.number(),
+            healthy: 0,
         }
     }
 
     /// Places one market.
     pub(crate) fn place(&mut self) -> Result<ConnId, Unplaced> {
         let Some((_, conn)) = self.open.first().copied() else {
-            let healthy = self.lines.iter().any(|line| line.healthy);
-            return Err(if healthy { Unplaced::PoolFull } else { Unplaced::NoHealthyConnections });
+            return Err(match self.healthy {
+                0 => Unplaced::NoHealthyConnections,
+                _ => Unplaced::PoolFull,
+            });
         };
         self.change(conn, |line| line.load += 1);
         Ok(conn)
@@ -59,6 +74,19 @@ impl Assigner {
     /// The connection came or went.
     pub(crate) fn health(&mut self, conn: ConnId, healthy: bool) {
         self.change(conn, |line| line.healthy = healthy);
+        self.healthy = self.lines.iter().filter(|line| line.healthy).count();
+    }
+
+    /// The exchange lets the connection have no more than this; `None` forgets that.
+    pub(crate) fn limit(&mut self, conn: ConnId, limit: Option<usize>) {
+        let most = self.markets_max;
+        self.change(conn, |line| line.limit = limit.map_or(most, |limit| limit.min(most)));
+    }
+
+    /// Whether more than half of the connections are live: then those that are not are the
+    /// exception, and may be replaced.
+    pub(crate) fn most_are_healthy(&self) -> bool {
+        self.healthy * 2 > self.lines.len()
     }
 
     /// Markets on a connection.
@@ -74,7 +102,7 @@ impl Assigner {
         };
         self.open.remove(&(line.load, conn));
         apply(line);
-        if line.healthy && line.load < self.markets_max {
+        if line.healthy && line.load < line.limit {
             self.open.insert((line.load, conn));
         }
     }
@@ -95,13 +123,18 @@ mod tests {
     }
 
     #[test]
-    fn no_connection_and_no_room_are_told_apart() {
+    fn m3_no_connection_and_no_room_are_told_apart() {
         let mut assigner = Assigner::new(conn(7), 2, 1);
         assert_eq!(assigner.place(), Err(Unplaced::NoHealthyConnections));
         assigner.health(conn(8), true);
         assert_eq!(assigner.place(), Ok(conn(8)));
         assert_eq!(assigner.place(), Err(Unplaced::PoolFull));
         assigner.unplace(conn(8));
+        assert_eq!(assigner.place(), Ok(conn(8)));
+        assigner.limit(conn(8), Some(0));
+        assigner.unplace(conn(8));
+        assert_eq!(assigner.place(), Err(Unplaced::PoolFull));
+        assigner.limit(conn(8), None);
         assert_eq!(assigner.place(), Ok(conn(8)));
     }
 

@@ -1,30 +1,41 @@
 //! Commands of one connection and the replies to them: who asked what, until when, and how it
 //! ended. Every command ends exactly once. Pure; ids are never reused within an epoch.
+//!
+//! A command that ended without a reply is remembered: should the reply come after all, it says
+//! what the exchange did, and whoever keeps the account must hear it.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use crate::code::ExchangeCode;
 use crate::ids::{CommandId, Sid};
-use crate::request::Request;
+use crate::request::Expects;
+use crate::timer::after;
+
+/// Commands of one connection without a reply, in time or not, that are remembered. The engine
+/// asks nothing more while there are so many.
+pub(crate) const UNANSWERED_MAX: usize = 32;
+/// Replies to one command that are kept for the host.
+const RESPONSES_MAX: usize = 8;
 
 /// How a command ended.
 ///
 /// ```
-/// use kalshi_feed::Outcome;
+/// use kalshi_feed::{ExchangeCode, Outcome};
 /// assert!(Outcome::Ok.is_ok());
-/// assert!(!Outcome::Rejected { code: 14 }.is_ok());
+/// assert!(!Outcome::Rejected { code: ExchangeCode::TickerRequired }.is_ok());
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Outcome {
     /// The exchange confirmed it.
     Ok,
-    /// The exchange refused it, with this code (Kalshi's WebSocket documentation, "Error codes").
+    /// The exchange refused it (Kalshi's WebSocket documentation, "Error codes").
     Rejected {
-        /// The code; -1 when it was not a number.
-        code: i64,
+        /// Why.
+        code: ExchangeCode,
     },
     /// No reply came within the subscribe timeout. The exchange may have carried it out.
     TimedOut,
@@ -47,7 +58,7 @@ impl Outcome {
 /// assert_eq!(response.kind, "subscribed");
 /// # Ok::<(), serde_json::Error>(())
 /// ```
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[non_exhaustive]
 pub struct Response {
     /// The command's id; none in an error the exchange sent on its own.
@@ -104,7 +115,9 @@ pub struct ErrorMsg {
 /// An error's code in either dialect.
 ///
 /// ```
-/// assert_eq!(kalshi_feed::ErrorCode::Int(14).number(), Some(14));
+/// use kalshi_feed::{ErrorCode, ExchangeCode};
+/// assert_eq!(ErrorCode::Int(14).code(), ExchangeCode::TickerRequired);
+/// assert_eq!(ErrorCode::Text("too_many_requests".into()).code(), ExchangeCode::TooManyRequests);
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(untagged)]
@@ -116,30 +129,73 @@ pub enum ErrorCode {
 }
 
 impl ErrorCode {
-    /// The number, if it is one.
-    pub fn number(&self) -> Option<i64> {
+    /// What it means.
+    pub fn code(&self) -> ExchangeCode {
         match self {
-            Self::Int(number) => Some(*number),
-            Self::Text(text) => text.parse().ok(),
+            Self::Int(number) => ExchangeCode::from(*number),
+            Self::Text(text) => ExchangeCode::from_text(text),
         }
     }
+}
+
+/// A subscription the exchange says there is.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub(crate) struct Listed {
+    pub(crate) channel: String,
+    pub(crate) sid: u64,
 }
 
 /// A command that has ended.
 #[derive(Debug)]
 pub(crate) struct Ended {
     pub(crate) id: CommandId,
-    pub(crate) request: Request,
+    pub(crate) expects: Expects,
     pub(crate) outcome: Outcome,
-    /// The subscription the exchange confirmed.
+    /// The subscription the exchange named.
     pub(crate) sid: Option<Sid>,
+    /// What few commands have.
+    pub(crate) detail: Option<Box<Detail>>,
+}
+
+/// What few commands have.
+#[derive(Debug, Default)]
+pub(crate) struct Detail {
+    /// The subscriptions that were asked for.
+    pub(crate) listed: Vec<Listed>,
+    /// The replies, where the host wants them.
+    pub(crate) responses: Vec<Response>,
+}
+
+impl Ended {
+    /// One that could not even be sent.
+    pub(crate) fn lost(id: CommandId, expects: Expects) -> Self {
+        Self { id, expects, outcome: Outcome::ConnectionLost, sid: None, detail: None }
+    }
+
+    pub(crate) fn listed(&self) -> &[Listed] {
+        self.detail.as_ref().map_or(&[], |detail| &detail.listed)
+    }
+}
+
+/// What a reply meant.
+#[derive(Debug)]
+pub(crate) enum Answer {
+    /// The command ended.
+    Ended(Ended),
+    /// The command had ended without a reply; this is what came of it.
+    Late(Ended),
+    /// One of several.
+    Part,
+    /// No command waits for it: unknown, doubled, or not what its command can be answered by.
+    Unknown,
 }
 
 #[derive(Debug)]
 struct Pending {
     id: CommandId,
-    request: Request,
+    expects: Expects,
     deadline: Instant,
+    detail: Option<Box<Detail>>,
 }
 
 /// The commands of one connection's epoch.
@@ -147,43 +203,82 @@ struct Pending {
 pub(crate) struct Commands {
     /// In order of id, which is order of deadline: all wait equally long.
     pending: VecDeque<Pending>,
-    next_id: u64,
+    /// Ended without a reply.
+    overdue: VecDeque<(CommandId, Expects)>,
     timeout: Duration,
+    /// Whether the replies are kept.
+    keep: bool,
 }
 
 impl Commands {
-    pub(crate) fn new(timeout: Duration) -> Self {
-        Self { pending: VecDeque::new(), next_id: 1, timeout }
+    pub(crate) fn new(timeout: Duration, keep: bool) -> Self {
+        Self { pending: VecDeque::new(), overdue: VecDeque::new(), timeout, keep }
     }
 
-    /// Gives the request an id and a deadline; returns the text to send.
-    pub(crate) fn issue(&mut self, request: Request, now: Instant) -> String {
-        let id = CommandId::new(self.next_id);
-        self.next_id += 1;
-        let text = request.text(id);
-        let deadline = now.checked_add(self.timeout).unwrap_or(now);
-        self.pending.push_back(Pending { id, request, deadline });
-        text
+    /// The command is sent now.
+    pub(crate) fn issue(&mut self, id: CommandId, expects: Expects, now: Instant) {
+        let deadline = after(now, self.timeout);
+        self.pending.push_back(Pending { id, expects, deadline, detail: None });
     }
 
-    /// Matches a reply with its command; `None` when no command waits for it (unknown, late or
-    /// doubled: the caller counts it).
-    pub(crate) fn reply(&mut self, response: &Response, sid: Option<Sid>) -> Option<Ended> {
-        let id = u64::try_from(response.id?).ok().filter(|&id| id > 0)?;
-        let index = self.pending.iter().position(|pending| pending.id.number() == id)?;
-        let outcome = outcome_of(response);
-        let sid = sid.or_else(|| subscribed_sid(response));
-        if outcome.is_ok() && sid.is_none() && self.needs_sid(index) {
-            // It confirms a subscription without naming it: no use, and not what was promised.
-            return None;
+    /// Matches a reply with its command.
+    pub(crate) fn reply(&mut self, response: Response, sid: Option<Sid>) -> Answer {
+        let id = response.id.and_then(|id| u64::try_from(id).ok());
+        let Some(id) = id.filter(|&id| id > 0).map(CommandId::new) else { return Answer::Unknown };
+        let sid = sid.or_else(|| named_sid(&response));
+        if let Some(index) = self.pending.iter().position(|pending| pending.id == id) {
+            return self.answer(index, response, sid);
         }
-        let Pending { id, request, .. } = self.pending.remove(index)?;
-        Some(Ended { id, request, outcome, sid })
+        let Some(index) = self.overdue.iter().position(|&(overdue, _)| overdue == id) else {
+            return Answer::Unknown;
+        };
+        let expects = self.overdue.get(index).map(|&(_, expects)| expects);
+        let Some((expects, outcome)) =
+            expects.and_then(|expects| Some((expects, outcome(expects, &response, sid)?)))
+        else {
+            return Answer::Unknown;
+        };
+        self.overdue.remove(index);
+        Answer::Late(Ended { id, expects, outcome, sid, detail: None })
     }
 
-    fn needs_sid(&self, index: usize) -> bool {
-        let request = self.pending.get(index).map(|pending| &pending.request);
-        matches!(request, Some(Request::Subscribe { .. }))
+    fn answer(&mut self, index: usize, response: Response, sid: Option<Sid>) -> Answer {
+        let Some(pending) = self.pending.get_mut(index) else { return Answer::Unknown };
+        let Some(outcome) = outcome(pending.expects, &response, sid) else {
+            return Answer::Unknown;
+        };
+        if pending.expects == Expects::List && outcome.is_ok() {
+            pending.detail.get_or_insert_default().listed = listed(&response).unwrap_or_default();
+        }
+        if self.keep {
+            let responses = &mut pending.detail.get_or_insert_default().responses;
+            if responses.len() < RESPONSES_MAX {
+                responses.push(response);
+            }
+        }
+        self.end(index, outcome, sid).map_or(Answer::Unknown, Answer::Ended)
+    }
+
+    /// A data frame that carries a command's id: a book that was asked for.
+    pub(crate) fn book(&mut self, id: CommandId) -> Answer {
+        let Some(index) = self.pending.iter().position(|pending| pending.id == id) else {
+            return Answer::Unknown;
+        };
+        match self.pending.get_mut(index).map(|pending| &mut pending.expects) {
+            Some(Expects::Books(left)) if *left > 1 => {
+                *left -= 1;
+                Answer::Part
+            }
+            Some(Expects::Books(_)) => {
+                self.end(index, Outcome::Ok, None).map_or(Answer::Unknown, Answer::Ended)
+            }
+            _ => Answer::Unknown,
+        }
+    }
+
+    fn end(&mut self, index: usize, outcome: Outcome, sid: Option<Sid>) -> Option<Ended> {
+        let Pending { id, expects, detail, .. } = self.pending.remove(index)?;
+        Some(Ended { id, expects, outcome, sid, detail })
     }
 
     /// The next command whose time is up.
@@ -191,12 +286,17 @@ impl Commands {
         if self.next_deadline()? > now {
             return None;
         }
-        self.end_first(Outcome::TimedOut)
+        let ended = self.end(0, Outcome::TimedOut, None)?;
+        self.overdue.push_back((ended.id, ended.expects));
+        if self.overdue.len() > UNANSWERED_MAX {
+            self.overdue.pop_front();
+        }
+        Some(ended)
     }
 
     /// The next command that ends because the connection does.
     pub(crate) fn lose(&mut self) -> Option<Ended> {
-        self.end_first(Outcome::ConnectionLost)
+        self.end(0, Outcome::ConnectionLost, None)
     }
 
     /// When the next command's time is up.
@@ -208,83 +308,106 @@ impl Commands {
     /// a missing reply says nothing about the exchange.
     pub(crate) fn postpone(&mut self, by: Duration) {
         for pending in &mut self.pending {
-            pending.deadline = pending.deadline.checked_add(by).unwrap_or(pending.deadline);
+            pending.deadline = after(pending.deadline, by);
         }
     }
+}
 
-    fn end_first(&mut self, outcome: Outcome) -> Option<Ended> {
-        let Pending { id, request, .. } = self.pending.pop_front()?;
-        Some(Ended { id, request, outcome, sid: None })
+/// How a reply ends a command; none when it is not one that can.
+fn outcome(expects: Expects, response: &Response, sid: Option<Sid>) -> Option<Outcome> {
+    let kind = response.kind.as_str();
+    if kind == "error" {
+        let code = error_code(response).unwrap_or(ExchangeCode::Unreadable);
+        return Some(Outcome::Rejected { code });
     }
+    let fits = match expects {
+        // A second subscribe merges into the first and is answered `ok`. One that names no
+        // subscription is no use, and not what was promised.
+        Expects::Subscription => matches!(kind, "subscribed" | "ok") && sid.is_some(),
+        Expects::End(_) => matches!(kind, "unsubscribed" | "ok"),
+        Expects::Done | Expects::Books(_) => kind == "ok",
+        Expects::List => kind == "ok" && listed(response).is_some(),
+    };
+    fits.then_some(Outcome::Ok)
 }
 
-fn outcome_of(response: &Response) -> Outcome {
-    if response.kind != "error" {
-        return Outcome::Ok;
-    }
-    Outcome::Rejected { code: error_code(response).unwrap_or(-1) }
+/// The code of an `error` frame, if it has one.
+pub(crate) fn error_code(response: &Response) -> Option<ExchangeCode> {
+    Some(ErrorMsg::deserialize(&response.msg).ok()?.code.code())
 }
 
-/// The code of an `error` frame, if it has a number.
-pub(crate) fn error_code(response: &Response) -> Option<i64> {
-    ErrorMsg::deserialize(&response.msg).ok()?.code.number()
-}
-
-fn subscribed_sid(response: &Response) -> Option<Sid> {
+fn named_sid(response: &Response) -> Option<Sid> {
     let named = SubscribedMsg::deserialize(&response.msg).ok().map(|msg| msg.sid);
     let number = u64::try_from(named.or(response.sid)?).ok()?;
     Some(Sid::new(number))
 }
 
+fn listed(response: &Response) -> Option<Vec<Listed>> {
+    Vec::deserialize(&response.msg).ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::Role;
+
+    const SUBSCRIPTION: Expects = Expects::Subscription;
 
     fn commands() -> (Commands, Instant) {
-        (Commands::new(Duration::from_secs(5)), crate::clock::now())
+        (Commands::new(Duration::from_secs(5), false), crate::clock::now())
     }
 
     fn response(text: &str) -> Response {
         serde_json::from_str(text).unwrap()
     }
 
-    fn subscribe() -> Request {
-        Request::Subscribe { role: Role::Trade, markets: vec![] }
+    fn issue(commands: &mut Commands, id: u64, expects: Expects, now: Instant) {
+        commands.issue(CommandId::new(id), expects, now);
     }
 
+    /// The reply's effect on the one command there is.
+    fn ended(commands: &mut Commands, text: &str, sid: Option<u64>) -> Ended {
+        match commands.reply(response(text), sid.map(Sid::new)) {
+            Answer::Ended(ended) => ended,
+            other => panic!("{text}: {other:?}"),
+        }
+    }
+
+    const SUBSCRIBED: &str = r#"{"type":"subscribed","id":1,"msg":{"channel":"trade","sid":2}}"#;
+
     #[test]
-    fn a_command_ends_once_by_its_reply() {
+    fn e2_a_doubled_reply_ends_nothing() {
         let (mut commands, now) = commands();
-        commands.issue(subscribe(), now);
-        let reply = response(r#"{"type":"subscribed","id":1,"msg":{"channel":"trade","sid":2}}"#);
-        let ended = commands.reply(&reply, None).unwrap();
+        issue(&mut commands, 1, SUBSCRIPTION, now);
+        let ended = ended(&mut commands, SUBSCRIBED, None);
         assert_eq!((ended.outcome, ended.sid), (Outcome::Ok, Some(Sid::new(2))));
-        assert!(commands.reply(&reply, None).is_none(), "a doubled reply ends nothing");
+        assert!(matches!(commands.reply(response(SUBSCRIBED), None), Answer::Unknown));
         assert!(commands.lose().is_none());
     }
 
     #[test]
-    fn a_merged_subscribe_is_answered_by_ok() {
+    fn e7_a_merged_subscribe_is_answered_by_ok() {
         let (mut commands, now) = commands();
-        commands.issue(subscribe(), now);
-        let reply = response(r#"{"type":"ok","id":1,"sid":3,"seq":9,"msg":{}}"#);
-        let ended = commands.reply(&reply, Some(Sid::new(3))).unwrap();
+        issue(&mut commands, 1, SUBSCRIPTION, now);
+        let reply = r#"{"type":"ok","id":1,"sid":3,"seq":9,"msg":{}}"#;
+        let ended = ended(&mut commands, reply, Some(3));
         assert_eq!((ended.outcome, ended.sid), (Outcome::Ok, Some(Sid::new(3))));
     }
 
     #[test]
-    fn unknown_missing_and_zero_ids_end_nothing() {
+    fn e1_unknown_missing_and_zero_ids_and_unfit_replies_end_nothing() {
         let (mut commands, now) = commands();
-        commands.issue(subscribe(), now);
+        issue(&mut commands, 1, SUBSCRIPTION, now);
         for text in [
             r#"{"type":"ok","id":2,"sid":1,"msg":{}}"#,
             r#"{"type":"ok","sid":1,"msg":{}}"#,
             r#"{"type":"ok","id":0,"sid":1,"msg":{}}"#,
             r#"{"type":"ok","id":-1,"sid":1,"msg":{}}"#,
             r#"{"type":"ok","id":1,"msg":[]}"#,
+            r#"{"type":"unsubscribed","id":1,"sid":1}"#,
+            r#"{"type":"surprise","id":1,"sid":1}"#,
         ] {
-            assert!(commands.reply(&response(text), None).is_none(), "{text}");
+            let answer = commands.reply(response(text), None);
+            assert!(matches!(answer, Answer::Unknown), "{text}: {answer:?}");
         }
         assert_eq!(commands.lose().unwrap().outcome, Outcome::ConnectionLost);
     }
@@ -292,26 +415,114 @@ mod tests {
     #[test]
     fn a_refusal_carries_the_code_of_either_dialect() {
         for (text, code) in [
-            (r#"{"type":"error","id":1,"msg":{"code":14,"msg":"Market Ticker required"}}"#, 14),
-            (r#"{"type":"error","id":1,"msg":{"code":"INVALID","message":"no"}}"#, -1),
-            (r#"{"type":"error","id":1}"#, -1),
+            (
+                r#"{"type":"error","id":1,"msg":{"code":14,"msg":"Market Ticker required"}}"#,
+                ExchangeCode::TickerRequired,
+            ),
+            (
+                r#"{"id":1,"type":"error","msg":{"code":"already_subscribed","message":"no"}}"#,
+                ExchangeCode::AlreadySubscribed,
+            ),
+            (
+                r#"{"type":"error","id":1,"msg":{"code":"ODD","message":"no"}}"#,
+                ExchangeCode::Unreadable,
+            ),
+            (r#"{"type":"error","id":1}"#, ExchangeCode::Unreadable),
         ] {
             let (mut commands, now) = commands();
-            commands.issue(subscribe(), now);
-            let ended = commands.reply(&response(text), None).unwrap();
+            issue(&mut commands, 1, SUBSCRIPTION, now);
+            let ended = ended(&mut commands, text, None);
             assert_eq!(ended.outcome, Outcome::Rejected { code });
         }
     }
 
     #[test]
-    fn time_runs_out_in_order_and_ids_are_not_reused() {
+    fn e4_time_runs_out_once_and_in_order() {
         let (mut commands, now) = commands();
-        commands.issue(subscribe(), now);
-        commands.issue(subscribe(), now + Duration::from_secs(1));
+        issue(&mut commands, 1, SUBSCRIPTION, now);
+        issue(&mut commands, 2, SUBSCRIPTION, now + Duration::from_secs(1));
         assert!(commands.expire(now + Duration::from_secs(4)).is_none());
         let ended = commands.expire(now + Duration::from_secs(5)).unwrap();
         assert_eq!((ended.id, ended.outcome), (CommandId::new(1), Outcome::TimedOut));
         assert!(commands.expire(now + Duration::from_secs(5)).is_none());
-        assert!(commands.issue(subscribe(), now).contains("\"id\":3"));
+    }
+
+    #[test]
+    fn e3_a_late_reply_is_told_as_late_and_once() {
+        let (mut commands, now) = commands();
+        issue(&mut commands, 1, SUBSCRIPTION, now);
+        commands.expire(now + Duration::from_secs(5)).unwrap();
+        let Answer::Late(late) = commands.reply(response(SUBSCRIBED), None) else {
+            panic!("not late")
+        };
+        assert_eq!(
+            (late.id, late.outcome, late.sid),
+            (CommandId::new(1), Outcome::Ok, Some(Sid::new(2)))
+        );
+        assert!(matches!(commands.reply(response(SUBSCRIBED), None), Answer::Unknown));
+    }
+
+    #[test]
+    fn commands_without_a_reply_are_not_remembered_without_end() {
+        let (mut commands, now) = commands();
+        for id in 1..=1_000 {
+            issue(&mut commands, id, SUBSCRIPTION, now);
+            commands.expire(now + Duration::from_secs(5)).unwrap();
+        }
+        assert_eq!(commands.overdue.len(), UNANSWERED_MAX);
+    }
+
+    /// Replies of one command that asks for three books, in every mixture: the frames' number, then
+    /// what ends it.
+    #[test]
+    fn e6_a_command_of_many_replies_ends_when_all_are_in_or_time_is_up() {
+        let error = r#"{"type":"error","id":1,"msg":{"code":14,"msg":"no"}}"#;
+        let ok = r#"{"type":"ok","id":1,"sid":1,"seq":4,"msg":{}}"#;
+        let refused = Outcome::Rejected { code: ExchangeCode::TickerRequired };
+        for (books, reply, expected) in [
+            (3, None, Outcome::Ok),
+            (2, Some(ok), Outcome::Ok),
+            (0, Some(ok), Outcome::Ok),
+            (2, Some(error), refused),
+            (0, Some(error), refused),
+            (2, None, Outcome::TimedOut),
+        ] {
+            let (mut commands, now) = commands();
+            issue(&mut commands, 1, Expects::Books(3), now);
+            let mut outcomes = Vec::new();
+            for _ in 0..books {
+                match commands.book(CommandId::new(1)) {
+                    Answer::Ended(ended) => outcomes.push(ended.outcome),
+                    Answer::Part => {}
+                    other => panic!("{other:?}"),
+                }
+            }
+            if let Some(text) = reply {
+                outcomes.push(ended(&mut commands, text, None).outcome);
+            }
+            outcomes
+                .extend(commands.expire(now + Duration::from_secs(5)).map(|ended| ended.outcome));
+            assert_eq!(outcomes, [expected], "{books} {reply:?}");
+            assert!(matches!(commands.book(CommandId::new(1)), Answer::Unknown));
+        }
+    }
+
+    #[test]
+    fn a_list_names_subscriptions_and_nothing_else_is_one() {
+        let (mut commands, now) = commands();
+        issue(&mut commands, 1, Expects::List, now);
+        let wrong = response(r#"{"type":"ok","id":1,"sid":1,"msg":{}}"#);
+        assert!(matches!(commands.reply(wrong, None), Answer::Unknown));
+        let text = r#"{"type":"ok","id":1,"msg":[{"channel":"trade","sid":3}]}"#;
+        let ended = ended(&mut commands, text, None);
+        assert_eq!(ended.listed(), [Listed { channel: "trade".into(), sid: 3 }]);
+    }
+
+    #[test]
+    fn replies_are_kept_where_the_host_wants_them() {
+        let mut commands = Commands::new(Duration::from_secs(5), true);
+        issue(&mut commands, 1, SUBSCRIPTION, crate::clock::now());
+        let ended = ended(&mut commands, SUBSCRIBED, None);
+        assert_eq!(ended.detail.unwrap().responses, [response(SUBSCRIBED)]);
     }
 }

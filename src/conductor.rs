@@ -3,6 +3,9 @@
 //! the commands that bring observed subscriptions to the desired ones. It touches no socket, and
 //! never waits on anybody's queue.
 
+mod markets;
+mod start;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,15 +15,15 @@ use crossbeam_channel::{Receiver, Sender, TryRecvError, TrySendError, never};
 
 use crate::assign::Unplaced;
 use crate::backoff::{Backoff, Pacer};
-use crate::command::{Ended, Outcome};
 use crate::connection::{Connection, State, Verdict};
 use crate::connector::{Dial, Dialed};
+use crate::dialect::Dialect;
 use crate::error::{Cause, StartError};
 use crate::event::Event;
 use crate::ids::{ConnId, Epoch, Role, Ticker, widen};
 use crate::mailbox::{Control, Inputs, Mailbox, Order, Report};
 use crate::pool::shard_of;
-use crate::registry::{MarketChange, Registry};
+use crate::registry::{Registry, Wish};
 use crate::stats::Counters;
 use crate::subscription::Subscriptions;
 use crate::timer::{Next, after, earlier};
@@ -43,6 +46,9 @@ pub(crate) struct ConductorParts<L> {
     pub(crate) connect_timeout: Duration,
     pub(crate) start_timeout: Duration,
     pub(crate) min_healthy: usize,
+    pub(crate) dialect: Dialect,
+    /// Whether each command's end is an event.
+    pub(crate) command_events: bool,
     pub(crate) seed: u64,
     /// Set by any thread that wants the end.
     pub(crate) stop_requested: Arc<AtomicBool>,
@@ -77,8 +83,10 @@ pub(crate) struct Conductor<L> {
     has_started: bool,
     /// The cause of the last halt that was logged.
     halted_by: Option<Cause>,
+    /// Why markets wait for a connection, if any do; told when it changes.
+    unplaced: Option<Unplaced>,
     /// Changes taken during the start, the last state of each market.
-    remembered: BTreeMap<Ticker, bool>,
+    remembered: BTreeMap<Ticker, Wish>,
 }
 
 impl<L> Conductor<L> {
@@ -95,6 +103,7 @@ impl<L> Conductor<L> {
             shards_running: parts.shards.len(),
             has_started: false,
             halted_by: None,
+            unplaced: None,
             remembered: BTreeMap::new(),
             parts,
         }
@@ -104,10 +113,16 @@ impl<L> Conductor<L> {
     pub(crate) fn begin(
         &mut self,
         registry: &mut dyn Registry,
-        remembered: BTreeMap<Ticker, bool>,
+        remembered: BTreeMap<Ticker, Wish>,
+        now: Instant,
     ) {
         match registry.active_markets() {
-            Ok(markets) => markets.iter().for_each(|ticker| self.parts.subscriptions.want(ticker)),
+            Ok(markets) => {
+                for ticker in &markets {
+                    let priority = registry.priority(ticker);
+                    self.parts.subscriptions.want(ticker.as_str(), priority, now);
+                }
+            }
             Err(message) => {
                 self.remembered = remembered;
                 self.answer_start(Err(StartError::Registry(message)));
@@ -116,8 +131,8 @@ impl<L> Conductor<L> {
             }
         }
         self.remembered = remembered;
-        for (ticker, wanted) in &self.remembered {
-            change(&mut self.parts.subscriptions, ticker, *wanted);
+        for (ticker, &wish) in &self.remembered {
+            markets::change(&mut self.parts.subscriptions, ticker, wish, now);
         }
         self.parts.inputs.changes = registry.changes();
         if let Some(sink) = registry.lifecycle() {
@@ -138,7 +153,7 @@ impl<L> Conductor<L> {
     }
 
     /// What the registry reported during a start that failed.
-    pub(crate) fn into_remembered(self) -> BTreeMap<Ticker, bool> {
+    pub(crate) fn into_remembered(self) -> BTreeMap<Ticker, Wish> {
         self.remembered
     }
 
@@ -147,7 +162,7 @@ impl<L> Conductor<L> {
         self.take_control(now);
         self.take_lost(now);
         self.take_dialed(now);
-        let busy = self.take_reports(now) | self.take_changes();
+        let busy = self.take_reports(now) | self.take_changes(now);
         if let Phase::Stopping { until } = self.phase {
             let done = self.shards_running == 0 || until <= now;
             return if done { Next::Done } else { Next::At(Some(until)) };
@@ -157,7 +172,8 @@ impl<L> Conductor<L> {
         }
         self.expire(now);
         self.dial_due(now);
-        self.place();
+        self.parts.subscriptions.tick(now);
+        self.place(now);
         self.request(now);
         self.judge_start(now);
         self.publish();
@@ -185,11 +201,12 @@ impl<L> Conductor<L> {
                 Control::Stop { until } => self.stop(until, now),
                 Control::Subscription { ticker, reply } => {
                     // The asker may have gone; then nobody needs the answer.
-                    let info = self.parts.subscriptions.info(&ticker);
+                    let info = self.parts.subscriptions.info(&ticker, now);
                     reply.try_send(info).unwrap_or_default();
                 }
-                Control::Subscriptions { reply } => {
-                    reply.try_send(self.parts.subscriptions.all()).unwrap_or_default();
+                Control::Assignments { reply } => {
+                    let all = self.parts.subscriptions.assignments(now);
+                    reply.try_send(all).unwrap_or_default();
                 }
             }
         }
@@ -213,23 +230,6 @@ impl<L> Conductor<L> {
         for shard in &self.parts.shards {
             shard.send(Order::Stop { until });
         }
-    }
-
-    /// Changes coalesce per market as they are taken: the last state wins.
-    fn take_changes(&mut self) -> bool {
-        for _ in 0..TAKEN_PER_STEP {
-            let Some(MarketChange { ticker, kind, .. }) = taken(&mut self.parts.inputs.changes)
-            else {
-                return false;
-            };
-            change(&mut self.parts.subscriptions, &ticker, kind.wants_market());
-            if !self.has_started {
-                // Should this start fail, the next one asks the registry for its list again, which
-                // may be older than this change.
-                self.remembered.insert(ticker, kind.wants_market());
-            }
-        }
-        true
     }
 
     fn take_dialed(&mut self, now: Instant) {
@@ -268,6 +268,13 @@ impl<L> Conductor<L> {
                 Report::Ended { conn, epoch, ended } if self.is_current(conn, epoch) => {
                     self.ended(conn, epoch, ended, now);
                 }
+                Report::Late { conn, epoch, ended } if self.is_current(conn, epoch) => {
+                    log::debug!("connection {conn}: late reply to command {}", ended.id);
+                    self.parts.subscriptions.late(conn, &ended, now);
+                }
+                Report::Books { conn, epoch, tickers } if self.is_current(conn, epoch) => {
+                    self.parts.subscriptions.books_came(conn, &tickers);
+                }
                 Report::SubscriptionEnded { conn, epoch, sid, code }
                     if self.is_current(conn, epoch) =>
                 {
@@ -286,7 +293,11 @@ impl<L> Conductor<L> {
                     self.shards_running = self.shards_running.saturating_sub(1);
                 }
                 // Of an epoch that is over: told and settled already.
-                Report::Ended { .. } | Report::SubscriptionEnded { .. } | Report::Down { .. } => {}
+                Report::Ended { .. }
+                | Report::Late { .. }
+                | Report::Books { .. }
+                | Report::SubscriptionEnded { .. }
+                | Report::Down { .. } => {}
             }
         }
         true
@@ -295,23 +306,6 @@ impl<L> Conductor<L> {
     fn is_current(&self, conn: ConnId, epoch: Epoch) -> bool {
         self.connection(conn)
             .is_some_and(|connection| connection.epoch == epoch && connection.is_live())
-    }
-
-    fn ended(&mut self, conn: ConnId, epoch: Epoch, ended: Ended, now: Instant) {
-        let role = self.connection(conn).map(|connection| connection.role);
-        match ended.outcome {
-            Outcome::Rejected { code } => {
-                if let Some(role) = role {
-                    self.parts.counters.control.subscribe_error(role, code);
-                }
-                let markets = ended.request.markets().len();
-                self.event(Event::Refused { conn, epoch, code, markets });
-            }
-            Outcome::TimedOut => self.parts.counters.control.commands_timed_out.add(1),
-            Outcome::Ok | Outcome::ConnectionLost => {}
-        }
-        log::debug!("connection {conn}: command {} ended: {:?}", ended.id, ended.outcome);
-        self.parts.subscriptions.ended(conn, &ended.request, ended.outcome, ended.sid, now);
     }
 
     /// A shard thread ended by a panic: its connections are lost for good.
@@ -338,7 +332,7 @@ impl<L> Conductor<L> {
         if live {
             self.lost(conn, epoch, cause.clone(), false, now);
         }
-        self.halt(conn, cause);
+        self.halt(conn, cause, now);
     }
 
     // The life of connections.
@@ -360,7 +354,7 @@ impl<L> Conductor<L> {
             return;
         };
         log::info!("connection {conn} ({role}) lost: {cause}");
-        self.parts.subscriptions.down(conn);
+        self.parts.subscriptions.down(conn, now);
         self.event(Event::Down { conn, role, epoch, cause: cause.clone() });
         if !matches!(self.phase, Phase::Stopping { .. }) {
             self.down(conn, cause, heard, now);
@@ -383,18 +377,18 @@ impl<L> Conductor<L> {
                 self.event(Event::AttemptFailed { conn, role, epoch, cause, retry_in });
             }
             Verdict::Retry(_) => {}
-            Verdict::Halt => self.halt(conn, cause),
+            Verdict::Halt => self.halt(conn, cause, now),
         }
     }
 
-    fn halt(&mut self, conn: ConnId, cause: Cause) {
+    fn halt(&mut self, conn: ConnId, cause: Cause, now: Instant) {
         let Some(connection) = self.connection_mut(conn) else {
             return;
         };
         connection.state = State::Halted;
         connection.cause = Some(cause.clone());
         let role = connection.role;
-        self.parts.subscriptions.abandon(conn);
+        self.parts.subscriptions.abandon(conn, now);
         // One cause often halts the whole pool at once: it is said once, and the event each time.
         if self.halted_by.as_ref() == Some(&cause) {
             log::debug!("connection {conn} ({role}) halted as well");
@@ -439,38 +433,7 @@ impl<L> Conductor<L> {
             self.parts.counters.control.attempts.add(1);
             if !self.parts.connector.send(Dial::Begin { conn, epoch, role }) {
                 let message = "the connector's thread is gone".to_owned();
-                self.halt(conn, Cause::Local { message });
-            }
-        }
-    }
-
-    // Subscriptions.
-
-    fn place(&mut self) {
-        if !self.placing {
-            let books = self.connections.iter().filter(|c| c.role == Role::Orderbook);
-            self.placing = books.clone().all(Connection::is_settled);
-        }
-        if !self.placing {
-            return;
-        }
-        let control = &self.parts.counters.control;
-        match self.parts.subscriptions.place() {
-            None => {}
-            Some(Unplaced::NoHealthyConnections) => control.no_healthy_connections.add(1),
-            Some(Unplaced::PoolFull) => control.pool_full.add(1),
-        }
-    }
-
-    /// Sends every connection the commands it may have now.
-    fn request(&mut self, now: Instant) {
-        for index in 0..self.connections.len() {
-            let Some(connection) = self.connections.get(index) else {
-                return;
-            };
-            let (conn, epoch) = (connection.conn, connection.epoch);
-            while let Some(request) = self.parts.subscriptions.next_request(conn, now) {
-                self.order(conn, Order::Command { conn, epoch, request }, now);
+                self.halt(conn, Cause::Local { message }, now);
             }
         }
     }
@@ -480,69 +443,6 @@ impl<L> Conductor<L> {
         if !shard.is_some_and(|mailbox| mailbox.send(order)) {
             self.orphan(conn, now);
         }
-    }
-
-    // The start.
-
-    fn judge_start(&mut self, now: Instant) {
-        let Phase::Starting { until } = self.phase else {
-            return;
-        };
-        let healthy = self.connections.iter().filter(|connection| connection.is_live()).count();
-        let halted = |c: &&Connection| matches!(c.state, State::Halted);
-        let possible = self.connections.len() - self.connections.iter().filter(halted).count();
-        let verdict = if let Some((channel, code)) = self.rejected_global() {
-            Err(StartError::GlobalRejected { channel, code })
-        } else if healthy >= self.parts.min_healthy && self.globals_are_open() {
-            Ok(())
-        } else if possible < self.parts.min_healthy {
-            Err(StartError::Halted { healthy, causes: self.causes() })
-        } else if until <= now {
-            Err(StartError::Timeout { healthy, causes: self.causes() })
-        } else {
-            return;
-        };
-        if verdict.is_ok() {
-            self.has_started = true;
-            self.remembered.clear();
-        }
-        self.answer_start(verdict);
-        self.phase = Phase::Running;
-    }
-
-    fn answer_start(&self, verdict: Result<(), StartError>) {
-        // The starter may have given up waiting; it tears us down then.
-        self.parts.started.try_send(verdict).unwrap_or_default();
-    }
-
-    fn globals_are_open(&self) -> bool {
-        self.global_roles()
-            .all(|role| self.of_role(role).any(|conn| self.parts.subscriptions.is_open(conn)))
-    }
-
-    /// A global channel that the exchange refused on every line.
-    fn rejected_global(&self) -> Option<(&'static str, i64)> {
-        self.global_roles().find_map(|role| {
-            let mut refusals =
-                self.of_role(role).map(|conn| self.parts.subscriptions.refused(conn));
-            let first = refusals.next().flatten()?;
-            refusals.all(|refusal| refusal.is_some()).then_some((role.channel(), first))
-        })
-    }
-
-    fn global_roles(&self) -> impl Iterator<Item = Role> + '_ {
-        let pool = self.parts.counters.pool;
-        Role::ALL.into_iter().filter(move |&role| role.is_global() && pool.of(role) > 0)
-    }
-
-    fn of_role(&self, role: Role) -> impl Iterator<Item = ConnId> + '_ {
-        let of_role = move |connection: &&Connection| connection.role == role;
-        self.connections.iter().filter(of_role).map(|connection| connection.conn)
-    }
-
-    fn causes(&self) -> Vec<(ConnId, Cause)> {
-        let cause = |connection: &Connection| Some((connection.conn, connection.cause.clone()?));
-        self.connections.iter().filter_map(cause).collect()
     }
 
     // What goes out.
@@ -558,6 +458,7 @@ impl<L> Conductor<L> {
         let (wanted, confirmed) = self.parts.subscriptions.totals();
         control.markets_wanted.set(wanted);
         control.markets.set(confirmed);
+        control.markets_unplaced.set(self.parts.subscriptions.waiting());
         control.subscriptions.set(self.parts.subscriptions.open());
     }
 
@@ -587,8 +488,4 @@ fn taken<T>(queue: &mut Receiver<T>) -> Option<T> {
             None
         }
     }
-}
-
-fn change(subscriptions: &mut Subscriptions, ticker: &Ticker, wanted: bool) {
-    if wanted { subscriptions.want(ticker) } else { subscriptions.unwant(ticker) }
 }

@@ -10,6 +10,7 @@ use serde::Deserialize;
 use crate::affinity;
 use crate::auth::Credentials;
 use crate::cores;
+use crate::dialect::Dialect;
 use crate::endpoint::Endpoint;
 use crate::error::ConfigError;
 use crate::overflow::OverflowPolicy;
@@ -97,6 +98,8 @@ settings! {
     /// PEM text with a certificate authority to trust beside the system's. Default: none.
     #[serde(skip)]
     [some] ca_pem: Option<String> = None;
+    /// How the exchange is spoken to: `live`, as Kalshi's exchange is, or `legacy`. Default: live.
+    dialect: Dialect = Dialect::Live;
     /// How many connections each role has. Default: 2 ticker, 2 trade, 2 lifecycle, 144 orderbook.
     pool: PoolLayout = PoolLayout::default();
 
@@ -183,6 +186,14 @@ settings! {
     commands_in_flight: usize = 4;
     /// Markets on one order-book connection. Default: 7,500.
     markets_per_connection: usize = 7_500;
+    /// How long an order-book connection may be down before its markets move to others; they stay
+    /// there. They wait for their own while half of the connections are down. Default: none, they
+    /// always wait.
+    #[serde(with = "humantime_serde")]
+    [some] migrate_after: Option<Duration> = None;
+    /// Whether the end of each command is told as an event, with the exchange's replies.
+    /// Default: false.
+    command_events: bool = false;
 
     /// What happens to messages that find no room: one policy for all roles, or one for each.
     /// Default: drop the newest.
@@ -353,7 +364,7 @@ impl ConfigBuilder {
         };
         at_least("pool", self.pool.connections(), 1, PoolLayout::CONNECTIONS_MAX)?;
         at_least("chunk", self.chunk, 1, 10_000)?;
-        at_least("commands_in_flight", self.commands_in_flight, 1, 64)?;
+        at_least("commands_in_flight", self.commands_in_flight, 1, 32)?;
         at_least("markets_per_connection", self.markets_per_connection, 1, 1_000_000)?;
         at_least("message_buffer", self.message_buffer, 1, 1 << 24)?;
         at_least("event_buffer", self.event_buffer, 1, 1 << 20)?;
@@ -389,6 +400,7 @@ impl ConfigBuilder {
         within("reconnect_initial", self.reconnect_initial, ms, day)?;
         within("reconnect_max", self.reconnect_max, self.reconnect_initial, day)?;
         within("connect_interval", self.connect_interval, Duration::ZERO, day)?;
+        within("migrate_after", self.migrate_after.unwrap_or(second), ms, day)?;
         within("ping_idle", self.ping_idle, ms, day)?;
         within("pong_timeout", self.pong_timeout, ms, day)?;
         within("write_timeout", self.write_timeout, ms, day)?;

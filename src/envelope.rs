@@ -14,6 +14,8 @@ pub(crate) enum Kind {
     Ok,
     Error,
     Ticker,
+    /// A whole order book.
+    Book,
     /// Any other data the exchange sends on sequenced channels, by a name we know.
     Known,
     /// A type nobody told us about: data all the same.
@@ -25,10 +27,11 @@ pub(crate) enum Kind {
 impl Kind {
     fn of(name: &[u8]) -> Self {
         match name {
+            b"orderbook_snapshot" => Self::Book,
             b"orderbook_delta"
-            | b"orderbook_snapshot"
             | b"trade"
             | b"market_lifecycle_v2"
+            | b"market_lifecycle"
             | b"event_lifecycle"
             | b"event_fee_update"
             | b"multivariate_market_lifecycle" => Self::Known,
@@ -98,7 +101,7 @@ fn scan(frame: &[u8]) -> Option<Envelope> {
     // Only complete when nothing was left for after `msg`: the sequenced types without their
     // numbers, and objects that go on after `msg`, are read in full.
     let complete = match envelope.kind {
-        Kind::Known => envelope.sid.is_some() && envelope.seq.is_some(),
+        Kind::Known | Kind::Book => envelope.sid.is_some() && envelope.seq.is_some(),
         Kind::Ticker => envelope.sid.is_some() && envelope.seq.is_none(),
         _ => false,
     };

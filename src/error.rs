@@ -5,6 +5,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::code::ExchangeCode;
 use crate::ids::ConnId;
 
 /// Why a ticker text was refused.
@@ -127,8 +128,8 @@ pub enum StartError {
     GlobalRejected {
         /// The channel's name.
         channel: &'static str,
-        /// The exchange's error code.
-        code: i64,
+        /// Why.
+        code: ExchangeCode,
     },
     /// The registry could not give its markets.
     #[error("the market registry failed: {0}")]

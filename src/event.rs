@@ -6,8 +6,11 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, bounded};
 
+use crate::assign::Unplaced;
+use crate::code::ExchangeCode;
+use crate::command::{Outcome, Response};
 use crate::error::{Cause, RecvError};
-use crate::ids::{ConnId, Epoch, Role, ShardId};
+use crate::ids::{CommandId, ConnId, Epoch, Role, ShardId, Ticker};
 
 /// Something happened that is not a message. The order between events and messages is not
 /// promised; both name their connection and epoch.
@@ -20,7 +23,7 @@ use crate::ids::{ConnId, Epoch, Role, ShardId};
 /// }
 /// # }
 /// ```
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum Event {
     /// A connection is live.
@@ -73,10 +76,40 @@ pub enum Event {
         conn: ConnId,
         /// Which socket of that place.
         epoch: Epoch,
-        /// The exchange's code.
-        code: i64,
+        /// Why.
+        code: ExchangeCode,
         /// How many markets the command named.
         markets: usize,
+    },
+    /// The exchange refused this market by itself. Others go on without it; it is asked for again
+    /// after five minutes, or at once when it is wanted anew.
+    MarketRefused {
+        /// Which place in the pool.
+        conn: ConnId,
+        /// The market.
+        ticker: Ticker,
+        /// Why.
+        code: ExchangeCode,
+    },
+    /// Markets wait for a connection. They get one by themselves when there is room.
+    Unplaced {
+        /// Why there is none.
+        reason: Unplaced,
+        /// How many markets wait.
+        markets: u64,
+    },
+    /// A command ended. Only with the setting `command_events`.
+    Command {
+        /// Which place in the pool.
+        conn: ConnId,
+        /// Which socket of that place.
+        epoch: Epoch,
+        /// The command's id.
+        id: CommandId,
+        /// How it ended.
+        outcome: Outcome,
+        /// The exchange's replies to it, books apart; at most eight.
+        responses: Vec<Response>,
     },
     /// The exchange ended a subscription, or its sequence restarted; it is renewed.
     SubscriptionEnded {
@@ -84,8 +117,8 @@ pub enum Event {
         conn: ConnId,
         /// Which socket of that place.
         epoch: Epoch,
-        /// The exchange's code; none when the sequence restarted.
-        code: Option<i64>,
+        /// Why; none when the sequence restarted.
+        code: Option<ExchangeCode>,
     },
     /// Nobody takes lifecycle frames any more; they are discarded and counted.
     RegistryHungUp,

@@ -27,10 +27,12 @@
 
 mod affinity;
 mod assign;
+mod assignments;
 mod auth;
 mod backoff;
 mod batch;
 mod clock;
+mod code;
 mod command;
 mod conductor;
 mod config;
@@ -38,6 +40,7 @@ mod connection;
 mod connector;
 mod cores;
 mod delivery;
+mod dialect;
 mod endpoint;
 mod envelope;
 mod error;
@@ -75,12 +78,16 @@ mod warning;
 mod watch;
 mod wiring;
 
+pub use assign::Unplaced;
+pub use assignments::{Assignment, Assignments};
 pub use auth::Credentials;
 pub use batch::{Batch, BatchIter, Continuity, Message, RawMessage};
 pub use clock::Stamp;
+pub use code::ExchangeCode;
 pub use command::{ErrorCode, ErrorMsg, Outcome, Response, SubscribedMsg};
 pub use config::{Config, ConfigBuilder, Wait};
 pub use delivery::{Delivery, Handler};
+pub use dialect::Dialect;
 pub use error::{
     Cause, ConfigError, KeyError, MessagesError, RecvError, Stage, StartError, TickerError,
 };

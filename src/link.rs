@@ -5,16 +5,18 @@
 //! The contract: after `digest`, `command`, `close` or `tick`, send what `outgoing` holds and
 //! deliver the notes; after an error, the link is over and nothing more may be fed to it.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use crate::batch::{Buffer, Continuity, Entry};
-use crate::command::{Commands, Ended, Outcome, Response, error_code};
+use crate::code::{Action, ExchangeCode};
+use crate::command::{Answer, Commands, Ended, Outcome, Response, error_code};
 use crate::envelope::{Envelope, Kind};
 use crate::error::Cause;
 use crate::frame::{Framer, Incoming};
-use crate::ids::{ConnId, Epoch, Role, Seq, Sid, widen};
-use crate::request::Request;
+use crate::ids::{ConnId, Epoch, Role, Seq, Sid, Ticker, widen};
+use crate::request::{Expects, Request};
 use crate::sequence::{Observed, Sequences};
 use crate::stats::ShardCounters;
 use crate::timer::{after, earlier};
@@ -22,9 +24,10 @@ use crate::transport::Sent;
 
 /// A sign of life is sent this often while reading is held back.
 const HELD_PONG: Duration = Duration::from_secs(10);
-/// Terminal for a subscription (Kalshi's WebSocket documentation, "Error codes").
-const CHANNEL_ERROR: i64 = 10;
-const BUFFER_OVERFLOW: i64 = 25;
+/// Subscriptions that ended before they were acknowledged, remembered until they are.
+const ENDED_EARLY_MAX: usize = 32;
+/// Tickers of books that wait to be told, in bytes; beyond that they are not told at all.
+const BOOKS_BYTES_MAX: usize = 1 << 20;
 
 /// What a link needs to know of the configuration.
 #[derive(Clone, Copy, Debug)]
@@ -32,6 +35,10 @@ pub(crate) struct LinkSettings {
     pub(crate) message_bytes_max: usize,
     pub(crate) outgoing_bytes_max: usize,
     pub(crate) subscribe_timeout: Duration,
+    /// Whether replies are kept for the host.
+    pub(crate) keep_responses: bool,
+    /// Markets that have a sid of their own.
+    pub(crate) single_sids: usize,
     pub(crate) ping_idle: Duration,
     pub(crate) pong_timeout: Duration,
     pub(crate) write_timeout: Duration,
@@ -42,8 +49,10 @@ pub(crate) struct LinkSettings {
 pub(crate) enum Note {
     /// A command ended.
     Ended(Ended),
+    /// A reply came to one that had ended without.
+    Late(Ended),
     /// The subscription is over or out of step and must be renewed; told once for each.
-    SubscriptionEnded { sid: Sid, code: Option<i64> },
+    SubscriptionEnded { sid: Sid, code: Option<ExchangeCode> },
 }
 
 /// Where the link is in its life.
@@ -81,8 +90,12 @@ pub(crate) struct Link {
     blocked_since: Option<Instant>,
     /// Since when reading is held back, and when the next sign of life is due.
     held: Option<(Instant, Instant)>,
-    /// The open subscription.
-    subscription: Option<Sid>,
+    /// The open subscriptions: one, but for the legacy dialect.
+    open: BTreeSet<Sid>,
+    /// Those that ended before they were acknowledged.
+    ended_early: Vec<(Sid, Option<ExchangeCode>)>,
+    /// Tickers of the books that came since the last report, one a line.
+    pub(crate) books: String,
     /// Whether this epoch brought data or an acknowledgement.
     heard: bool,
 }
@@ -102,15 +115,17 @@ impl Link {
             outgoing: Vec::new(),
             unread: !unread.is_empty(),
             partial: unread,
-            sequences: Sequences::new(owed),
+            sequences: Sequences::new(owed).with_room(settings.single_sids),
             framer: Framer::new(settings.message_bytes_max),
-            commands: Commands::new(settings.subscribe_timeout),
+            commands: Commands::new(settings.subscribe_timeout, settings.keep_responses),
             settings,
             phase: Phase::Open,
             last_inbound: now,
             blocked_since: None,
             held: None,
-            subscription: None,
+            open: BTreeSet::new(),
+            ended_early: Vec::new(),
+            books: String::new(),
             heard: false,
         }
     }
@@ -185,11 +200,14 @@ impl Link {
         let envelope = Envelope::read(text);
         let observed = self.observe(&envelope, notes, counters);
         if envelope.kind.is_data() {
+            if envelope.kind == Kind::Book {
+                self.book(text, &envelope, notes);
+            }
             let entry = self.data(range, &envelope, observed, counters);
             batch.entries.push(entry);
         } else {
             counters.replies.add(1);
-            if self.reply(text, &envelope, notes).is_none() {
+            if self.reply(text, &envelope, notes, counters).is_none() {
                 counters.replies_unmatched.add(1);
             }
         }
@@ -248,42 +266,110 @@ impl Link {
         Entry { start, end, sid, seq, gap_size, continuity }
     }
 
-    /// A reply or an error; `None` when nothing waited for it.
-    fn reply(&mut self, text: &[u8], envelope: &Envelope, notes: &mut Vec<Note>) -> Option<()> {
-        let response: Response = serde_json::from_slice(text).ok()?;
-        if let Some(ended) = self.commands.reply(&response, envelope.sid) {
-            self.heard = true;
-            self.confirmed(&ended, envelope.seq);
+    /// A book: whoever asked for it has it, and the conductor hears whose it is.
+    fn book(&mut self, text: &[u8], envelope: &Envelope, notes: &mut Vec<Note>) {
+        if let Some(id) = envelope.id
+            && let Answer::Ended(ended) = self.commands.book(id)
+        {
             notes.push(Note::Ended(ended));
-            return Some(());
         }
-        let code = error_code(&response).filter(|_| envelope.kind == Kind::Error)?;
-        let terminal = matches!(code, CHANNEL_ERROR | BUFFER_OVERFLOW);
-        // Without a sid it can only mean the connection's one subscription.
-        let sid = envelope.sid.or(self.subscription).filter(|_| terminal)?;
-        self.sequences.retire(sid);
-        self.renew(sid, Some(code), notes);
+        if let Some(ticker) = ticker_of(text)
+            && self.books.len() < BOOKS_BYTES_MAX
+        {
+            self.books.push_str(ticker);
+            self.books.push('\n');
+        }
+    }
+
+    /// A reply or an error; `None` when nothing waited for it.
+    fn reply(
+        &mut self,
+        text: &[u8],
+        envelope: &Envelope,
+        notes: &mut Vec<Note>,
+        counters: &ShardCounters,
+    ) -> Option<()> {
+        let response: Response = serde_json::from_slice(text).ok()?;
+        let code = error_code(&response).filter(|_| envelope.kind == Kind::Error);
+        match self.commands.reply(response, envelope.sid) {
+            Answer::Ended(ended) => {
+                self.heard = true;
+                self.land(ended, envelope.seq, Note::Ended, notes);
+            }
+            Answer::Late(ended) => {
+                counters.replies_late.add(1);
+                self.land(ended, envelope.seq, Note::Late, notes);
+            }
+            Answer::Part => {}
+            Answer::Unknown => {
+                let code = code.filter(|code| code.is_terminal())?;
+                // Without a sid it can only mean the connection's one subscription.
+                let only = self.open.first().copied().filter(|_| self.open.len() == 1);
+                let sid = envelope.sid.or(only)?;
+                self.sequences.retire(sid);
+                self.renew(sid, Some(code), notes);
+            }
+        }
         Some(())
     }
 
-    fn confirmed(&mut self, ended: &Ended, seq: Option<Seq>) {
-        match (&ended.request, ended.outcome, ended.sid) {
-            (Request::Subscribe { .. }, Outcome::Ok, Some(sid)) => {
-                self.sequences.open(sid, seq);
-                self.subscription = Some(sid);
+    /// Tells of a command's end, and then of what ended before it.
+    fn land(
+        &mut self,
+        ended: Ended,
+        seq: Option<Seq>,
+        told: fn(Ended) -> Note,
+        notes: &mut Vec<Note>,
+    ) {
+        let mut early = Vec::new();
+        self.confirmed(&ended, seq, &mut early);
+        notes.push(told(ended));
+        notes.append(&mut early);
+    }
+
+    /// What a command's end means for sids.
+    fn confirmed(&mut self, ended: &Ended, seq: Option<Seq>, notes: &mut Vec<Note>) {
+        let gone = match ended.outcome {
+            Outcome::Rejected { code } => code.action() == Action::Reopen,
+            outcome => outcome.is_ok(),
+        };
+        match (ended.expects, ended.outcome, ended.sid) {
+            (Expects::Subscription, Outcome::Ok, Some(sid)) => self.opened(sid, seq, notes),
+            (Expects::List, Outcome::Ok, _) => {
+                for listed in ended.listed() {
+                    let sid = Sid::new(listed.sid);
+                    if !self.open.contains(&sid) {
+                        self.opened(sid, None, notes);
+                    }
+                }
             }
-            (Request::Unsubscribe { sid }, Outcome::Ok, _) => {
-                self.sequences.retire(*sid);
-                self.subscription = None;
+            (Expects::End(sid), ..) if gone => {
+                self.sequences.retire(sid);
+                self.open.remove(&sid);
+                self.ended_early.retain(|&(early, _)| early != sid);
             }
             _ => {}
         }
     }
 
-    fn renew(&mut self, sid: Sid, code: Option<i64>, notes: &mut Vec<Note>) {
-        if self.subscription == Some(sid) {
-            self.subscription = None;
+    /// A sid is ours from now on, unless it ended before we knew.
+    fn opened(&mut self, sid: Sid, seq: Option<Seq>, notes: &mut Vec<Note>) {
+        if let Some(early) = self.ended_early.iter().position(|&(early, _)| early == sid) {
+            let (sid, code) = self.ended_early.swap_remove(early);
             notes.push(Note::SubscriptionEnded { sid, code });
+            return;
+        }
+        self.sequences.open(sid, seq);
+        self.open.insert(sid);
+    }
+
+    fn renew(&mut self, sid: Sid, code: Option<ExchangeCode>, notes: &mut Vec<Note>) {
+        if self.open.remove(&sid) {
+            notes.push(Note::SubscriptionEnded { sid, code });
+        } else if self.ended_early.len() < ENDED_EARLY_MAX
+            && self.ended_early.iter().all(|&(early, _)| early != sid)
+        {
+            self.ended_early.push((sid, code));
         }
     }
 
@@ -296,7 +382,8 @@ impl Link {
 
     /// Sends a command.
     pub(crate) fn command(&mut self, request: Request, now: Instant) -> Result<(), Cause> {
-        let text = self.commands.issue(request, now);
+        let Request { id, text, expects } = request;
+        self.commands.issue(id, expects, now);
         self.framer.text(text, &mut self.outgoing)
     }
 
@@ -409,4 +496,15 @@ impl Link {
             }
         }
     }
+}
+
+/// The ticker of a book, where it stands first in the message as the exchange puts it.
+fn ticker_of(text: &[u8]) -> Option<&str> {
+    const NAME: &[u8] = b"\"market_ticker\":\"";
+    let start = text.windows(NAME.len()).take(256).position(|part| part == NAME)? + NAME.len();
+    let rest = text.get(start..)?;
+    let end = rest.iter().take(Ticker::BYTES_MAX + 1).position(|&b| b == b'"' || b == b'\\')?;
+    // A ticker written with escapes is not recognised; then its book is asked for once more.
+    rest.get(end).filter(|&&byte| byte == b'"')?;
+    std::str::from_utf8(rest.get(..end)?).ok()
 }

@@ -5,8 +5,10 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Select, Sender, TrySendError};
 
+use crate::assignments::Assignments;
 use crate::batch::RawMessage;
-use crate::command::Ended;
+use crate::code::ExchangeCode;
+use crate::command::{Ended, UNANSWERED_MAX};
 use crate::connector::Dialed;
 use crate::error::Cause;
 use crate::ids::{ConnId, Epoch, Role, ShardId, Sid, Ticker};
@@ -37,6 +39,11 @@ pub(crate) enum Order<L> {
         epoch: Epoch,
         request: Request,
     },
+    /// End the connection: only a new one makes certain what is subscribed.
+    Drop {
+        conn: ConnId,
+        epoch: Epoch,
+    },
     Stop {
         until: Instant,
     },
@@ -50,11 +57,23 @@ pub(crate) enum Report {
         epoch: Epoch,
         ended: Ended,
     },
+    /// A reply came to a command that had ended without one.
+    Late {
+        conn: ConnId,
+        epoch: Epoch,
+        ended: Ended,
+    },
     SubscriptionEnded {
         conn: ConnId,
         epoch: Epoch,
         sid: Sid,
-        code: Option<i64>,
+        code: Option<ExchangeCode>,
+    },
+    /// Books came; one ticker a line.
+    Books {
+        conn: ConnId,
+        epoch: Epoch,
+        tickers: String,
     },
     Down {
         conn: ConnId,
@@ -104,8 +123,8 @@ pub(crate) enum Control {
         ticker: Ticker,
         reply: Sender<Option<SubscriptionInfo>>,
     },
-    Subscriptions {
-        reply: Sender<Vec<SubscriptionInfo>>,
+    Assignments {
+        reply: Sender<Assignments>,
     },
 }
 
@@ -159,15 +178,21 @@ impl<L> Inputs<L> {
     }
 }
 
+/// Books are told of while fewer reports than this wait.
+pub(crate) const BOOK_REPORTS_MAX: usize = 256;
+
 /// Reports a shard may have under way: outcomes of the commands in flight and of those sent to an
-/// epoch just lost, its end, the subscription's end; and the shard's own farewell.
+/// epoch just lost, late replies, its end, the subscription's end; and the shard's own farewell.
+/// And room for books, which are told of only while there is more than all that left.
 pub(crate) fn report_queue_size(connections: usize, in_flight: usize) -> usize {
-    connections.saturating_mul(2 * in_flight + 4).saturating_add(256)
+    connections
+        .saturating_mul(2 * in_flight + UNANSWERED_MAX + 4)
+        .saturating_add(256 + BOOK_REPORTS_MAX)
 }
 
 /// Orders a shard may have under way: the same arithmetic from the other side.
 pub(crate) fn order_queue_size(connections: usize, in_flight: usize) -> usize {
-    connections.saturating_mul(2 * in_flight + 2).saturating_add(2)
+    connections.saturating_mul(2 * in_flight + 3).saturating_add(2)
 }
 
 /// Dial orders and their answers: one attempt each, and one given up.

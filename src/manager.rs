@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded, never};
 
+use crate::assignments::Assignments;
 use crate::backoff::Backoff;
 use crate::clock;
 use crate::conductor::{Conductor, ConductorParts};
@@ -24,10 +25,10 @@ use crate::ids::Ticker;
 use crate::mailbox::{Control, Inputs, Untold};
 use crate::market::SubscriptionInfo;
 use crate::messages::{Handoff, Messages, Room};
-use crate::registry::Registry;
+use crate::registry::{Registry, Wish};
 use crate::shard::Shard;
 use crate::stats::{Counters, Stats};
-use crate::subscription::{CommandLimits, Subscriptions};
+use crate::subscription::{SubscriptionSettings, Subscriptions};
 use crate::thread::{self, Seat};
 use crate::timer::after;
 use crate::transport::TcpLink;
@@ -79,7 +80,7 @@ pub struct Manager {
     flags: Arc<Flags>,
     warnings: Arc<Warnings>,
     /// Changes the registry reported during a start that failed.
-    remembered: BTreeMap<Ticker, bool>,
+    remembered: BTreeMap<Ticker, Wish>,
 }
 
 enum Phase {
@@ -103,7 +104,7 @@ struct Conducted {
     /// and of whoever reports changes.
     registry: Option<Box<dyn Registry>>,
     handoff: Option<Handoff>,
-    remembered: BTreeMap<Ticker, bool>,
+    remembered: BTreeMap<Ticker, Wish>,
 }
 
 /// What any thread may look at or set.
@@ -173,9 +174,9 @@ impl Handle {
     }
 
     /// Where every known market is; empty when the engine is not running. Asks the conductor and
-    /// waits up to 2 s; no shard is held up.
-    pub fn subscriptions(&self) -> Vec<SubscriptionInfo> {
-        self.ask(|reply| Control::Subscriptions { reply }).unwrap_or_default()
+    /// waits up to 2 s; no shard is held up. A million markets take about 80 MB.
+    pub fn assignments(&self) -> Assignments {
+        self.ask(|reply| Control::Assignments { reply }).unwrap_or_default()
     }
 
     fn ask<T>(&self, question: impl FnOnce(Sender<T>) -> Control) -> Option<T> {
@@ -368,7 +369,7 @@ impl Manager {
         let run = move || {
             confine();
             let mut conductor = Conductor::new(parts, clock::now());
-            conductor.begin(&mut *registry, remembered);
+            conductor.begin(&mut *registry, remembered, clock::now());
             let cpu = &counters.control.conductor_cpu_ns;
             let conductor = thread::run_conductor(conductor, cpu);
             flags.running.store(false, Ordering::Release);
@@ -408,8 +409,6 @@ impl Manager {
         started: Sender<Result<(), StartError>>,
     ) -> ConductorParts<TcpLink> {
         let settings = &self.config.settings;
-        let limits =
-            CommandLimits { chunk: settings.chunk, in_flight: settings.commands_in_flight };
         ConductorParts {
             inputs,
             connector,
@@ -418,8 +417,8 @@ impl Manager {
             counters: Arc::clone(&self.counters),
             subscriptions: Subscriptions::new(
                 settings.pool.iter(),
-                settings.markets_per_connection,
-                limits,
+                SubscriptionSettings::new(settings),
+                clock::now(),
             ),
             backoff: Backoff {
                 initial: settings.reconnect_initial,
@@ -430,6 +429,8 @@ impl Manager {
             connect_timeout: settings.connect_timeout,
             start_timeout: settings.start_timeout,
             min_healthy: self.config.min_healthy,
+            dialect: settings.dialect,
+            command_events: settings.command_events,
             seed: settings.seed.unwrap_or_else(|| fastrand::u64(..)),
             stop_requested: Arc::clone(&self.flags.stop_requested),
             started,

@@ -27,6 +27,8 @@ impl Stats {
         page.sample("", self.subscriptions_total);
         page.gauge("markets_total", "Order-book markets confirmed.");
         page.sample("", self.markets_total);
+        page.gauge("markets_unplaced", "Order-book markets without a connection.");
+        page.sample("", self.markets_unplaced);
         for (name, help, count) in [
             ("messages_received_total", "Data messages received.", self.messages_received),
             ("messages_forwarded_total", "Handed to the host.", self.messages_forwarded),
@@ -35,6 +37,14 @@ impl Stats {
             ("messages_missed_total", "Slots in those holes.", self.messages_missed),
             ("lifecycle_forwarded_total", "Handed to the registry.", self.lifecycle_forwarded),
             ("lifecycle_discarded_total", "Nobody listened for.", self.lifecycle_discarded),
+            ("markets_refused_total", "Markets refused by themselves.", self.markets_refused),
+            (
+                "no_healthy_connections_total",
+                "Times markets began to wait: no connection was live.",
+                self.no_healthy_connections,
+            ),
+            ("pool_full_total", "Times markets began to wait: all were full.", self.pool_full),
+            ("commands_timed_out_total", "Commands without reply.", self.commands_timed_out),
             ("events_dropped_total", "Events without room.", self.events_dropped),
             ("handler_calls_total", "Calls of inline handlers.", self.handler_calls),
             ("handler_slow_total", "Calls over the threshold.", self.handler_slow),
@@ -92,6 +102,7 @@ impl Page {
 mod tests {
     use std::sync::Arc;
 
+    use crate::code::ExchangeCode;
     use crate::ids::{ConnId, Role};
     use crate::pool::PoolLayout;
     use crate::stats::Counters;
@@ -100,7 +111,7 @@ mod tests {
     fn the_missions_names_are_kept() {
         let counters = Counters::new(PoolLayout::default(), 2, Arc::default());
         counters.control.reconnect(ConnId::new(7));
-        counters.control.subscribe_error(Role::Orderbook, 14);
+        counters.control.subscribe_error(Role::Orderbook, ExchangeCode::TickerRequired);
         counters.shards[1].messages_received.add(3);
         counters.shards[0].handler_busy_ns.add(1_500_000_000);
         counters.shards[1].handler_busy_ns.add(1_000_000_000);
@@ -113,6 +124,9 @@ mod tests {
             "conn_manager_sequence_gaps_total 0",
             "conn_manager_handler_busy_seconds_total 2.5",
             "conn_manager_handler_slowest_seconds 0.002",
+            "conn_manager_markets_unplaced 0",
+            "conn_manager_pool_full_total 0",
+            "conn_manager_no_healthy_connections_total 0",
             "conn_manager_reconnects_total{conn_id=\"7\",role=\"orderbook\"} 1",
             "conn_manager_subscribe_errors_total{channel=\"orderbook_delta\",error_code=\"14\"} 1",
         ] {

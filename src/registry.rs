@@ -38,6 +38,13 @@ impl MarketStatus {
     }
 }
 
+/// What the last change of a market says of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Wish {
+    pub(crate) wanted: bool,
+    pub(crate) priority: u8,
+}
+
 /// What happened to a market.
 ///
 /// ```
@@ -89,8 +96,8 @@ pub struct MarketChange {
     pub ticker: Ticker,
     /// What happened.
     pub kind: ChangeKind,
-    /// How much the market matters: for an order of subscribing, which does not heed it yet.
-    /// Default: 0.
+    /// How much the market matters: those with more are given a connection and subscribed before
+    /// those with less, at first and after each reconnect. The last change counts. Default: 0.
     pub priority: u8,
 }
 
@@ -110,6 +117,10 @@ impl MarketChange {
         Self { ticker, kind: ChangeKind::Settled, priority: 0 }
     }
 
+    pub(crate) fn wish(&self) -> Wish {
+        Wish { wanted: self.kind.wants_market(), priority: self.priority }
+    }
+
     /// The same change, with a priority.
     #[must_use]
     pub fn priority(mut self, priority: u8) -> Self {
@@ -118,8 +129,8 @@ impl MarketChange {
     }
 }
 
-/// Where the engine learns which markets to hold. Its methods are called once each per start, on
-/// the conductor's thread, and must not block.
+/// Where the engine learns which markets to hold. Its methods are called on the conductor's thread
+/// at each start, and must not block.
 ///
 /// ```
 /// use crossbeam_channel::{Receiver, Sender, never};
@@ -140,6 +151,12 @@ pub trait Registry: Send {
     /// # Errors
     /// A sentence for people; `start` fails with it.
     fn active_markets(&mut self) -> Result<Vec<Ticker>, String>;
+
+    /// How much a market of that list matters; see [`MarketChange::priority`]. Asked once for each.
+    /// Default: 0.
+    fn priority(&mut self, _ticker: &Ticker) -> u8 {
+        0
+    }
 
     /// Changes from now on. The engine takes them as fast as they come, so a bounded channel
     /// blocks its sender only for moments. A hung-up sender means no more changes.

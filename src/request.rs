@@ -1,92 +1,137 @@
 //! The bytes the engine sends: command texts and the upgrade request. Pure.
 //!
 //! Command shapes are those of Kalshi's WebSocket documentation ("Subscribe", "Update
-//! subscription", "Unsubscribe"): `market_tickers` lists, `sids` with exactly one sid for an
-//! update, `skip_ticker_ack` so that acknowledgements do not repeat thousands of tickers.
+//! subscription", "Unsubscribe", "List subscriptions"): `market_tickers` lists, `sids` with
+//! exactly one sid for an update, `skip_ticker_ack` so that acknowledgements do not repeat
+//! thousands of tickers. The legacy dialect names one `market_ticker` instead.
 
 use serde::Serialize;
 use tungstenite::http;
 
 use crate::auth::Credentials;
+use crate::dialect::Dialect;
 use crate::endpoint::Endpoint;
 use crate::error::Cause;
-use crate::ids::{CommandId, Role, Sid, Ticker};
+use crate::ids::{CommandId, Role, Sid};
 
-/// What the conductor asks a connection to send.
+/// A command on its way to the exchange.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Request {
-    /// Open the role's subscription; with no markets for a global one.
-    Subscribe { role: Role, markets: Vec<Ticker> },
-    /// Add markets to it.
-    Add { sid: Sid, markets: Vec<Ticker> },
-    /// Take markets out of it, leaving the others alone.
-    Delete { sid: Sid, markets: Vec<Ticker> },
-    /// End it, with all its markets.
-    Unsubscribe { sid: Sid },
+pub(crate) struct Request {
+    /// Unique within its connection's epoch, from 1.
+    pub(crate) id: CommandId,
+    pub(crate) text: String,
+    pub(crate) expects: Expects,
 }
 
-impl Request {
-    /// The markets it is about.
-    pub(crate) fn markets(&self) -> &[Ticker] {
-        match self {
-            Self::Subscribe { markets, .. }
-            | Self::Add { markets, .. }
-            | Self::Delete { markets, .. } => markets,
-            Self::Unsubscribe { .. } => &[],
-        }
-    }
+/// What answers a command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Expects {
+    /// A subscription and its sid: `subscribed`, or `ok` when it merged into one there was.
+    Subscription,
+    /// The end of this subscription.
+    End(Sid),
+    /// An `ok`.
+    Done,
+    /// This many frames with its id, books as a rule.
+    Books(u32),
+    /// The connection's subscriptions.
+    List,
+}
 
+/// What a command says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ask {
+    /// Open the role's subscription, with markets for order books.
+    Subscribe,
+    /// Add markets to it.
+    Add(Sid),
+    /// Take markets out of it, leaving the others alone.
+    Delete(Sid),
+    /// Send the books of these markets once more.
+    Books(Sid),
+    /// End it, with all its markets.
+    Unsubscribe(Sid),
+    /// Name all subscriptions.
+    List,
+}
+
+impl Ask {
     /// The subscription it is about, if that is open already.
-    pub(crate) fn sid(&self) -> Option<Sid> {
+    pub(crate) fn sid(self) -> Option<Sid> {
         match self {
-            Self::Subscribe { .. } => None,
-            Self::Add { sid, .. } | Self::Delete { sid, .. } | Self::Unsubscribe { sid } => {
-                Some(*sid)
+            Self::Subscribe | Self::List => None,
+            Self::Add(sid) | Self::Delete(sid) | Self::Books(sid) | Self::Unsubscribe(sid) => {
+                Some(sid)
             }
         }
     }
 
-    /// The JSON text, under the given command id.
-    pub(crate) fn text(&self, id: CommandId) -> String {
+    /// The command about these markets, under the given id.
+    pub(crate) fn request(
+        self,
+        id: CommandId,
+        (dialect, role): (Dialect, Role),
+        markets: &[&str],
+    ) -> Request {
         let command = match self {
-            Self::Subscribe { role, markets } => Command {
-                id,
-                cmd: "subscribe",
-                params: Params {
-                    channels: Some([role.channel()]),
-                    market_tickers: markets,
-                    skip_ticker_ack: (!role.is_global()).then_some(true),
-                    ..Params::default()
-                },
-            },
-            Self::Add { sid, markets } => update(id, *sid, "add_markets", markets),
-            Self::Delete { sid, markets } => update(id, *sid, "delete_markets", markets),
-            Self::Unsubscribe { sid } => Command {
+            Self::Subscribe => {
+                Command { id, cmd: "subscribe", params: Some(subscribe(dialect, role, markets)) }
+            }
+            Self::Add(sid) => update(id, sid, "add_markets", markets),
+            Self::Delete(sid) => update(id, sid, "delete_markets", markets),
+            Self::Books(sid) => update(id, sid, "get_snapshot", markets),
+            Self::Unsubscribe(sid) => Command {
                 id,
                 cmd: "unsubscribe",
-                params: Params { sids: Some([*sid]), ..Params::default() },
+                params: Some(Params { sids: Some([sid]), ..Params::default() }),
             },
+            Self::List => Command { id, cmd: "list_subscriptions", params: None },
+        };
+        let expects = match self {
+            Self::Subscribe => Expects::Subscription,
+            Self::Add(_) | Self::Delete(_) => Expects::Done,
+            Self::Books(_) => Expects::Books(u32::try_from(markets.len()).unwrap_or(u32::MAX)),
+            Self::Unsubscribe(sid) => Expects::End(sid),
+            Self::List => Expects::List,
         };
         // Strings, numbers and lists: serialising them cannot fail.
-        serde_json::to_string(&command).unwrap_or_default()
+        let text = serde_json::to_string(&command).unwrap_or_default();
+        Request { id, text, expects }
     }
 }
 
-fn update<'a>(id: CommandId, sid: Sid, action: &'static str, markets: &'a [Ticker]) -> Command<'a> {
+fn subscribe<'a>(dialect: Dialect, role: Role, markets: &'a [&'a str]) -> Params<'a> {
+    let params = Params { channels: Some([dialect.channel(role)]), ..Params::default() };
+    match (dialect, markets) {
+        (Dialect::Legacy, [market]) => Params { market_ticker: Some(market), ..params },
+        (Dialect::Live, [_, ..]) => {
+            Params { market_tickers: markets, skip_ticker_ack: Some(true), ..params }
+        }
+        _ => params,
+    }
+}
+
+fn update<'a>(
+    id: CommandId,
+    sid: Sid,
+    action: &'static str,
+    markets: &'a [&'a str],
+) -> Command<'a> {
     let params = Params {
         sids: Some([sid]),
         action: Some(action),
         market_tickers: markets,
         ..Params::default()
     };
-    Command { id, cmd: "update_subscription", params }
+    Command { id, cmd: "update_subscription", params: Some(params) }
 }
 
 #[derive(Serialize)]
 struct Command<'a> {
     id: CommandId,
     cmd: &'static str,
-    params: Params<'a>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    params: Option<Params<'a>>,
 }
 
 #[derive(Default, Serialize)]
@@ -97,12 +142,13 @@ struct Params<'a> {
     sids: Option<[Sid; 1]>,
     #[serde(skip_serializing_if = "Option::is_none")]
     action: Option<&'static str>,
-    #[serde(skip_serializing_if = "<[Ticker]>::is_empty")]
-    market_tickers: &'a [Ticker],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    market_ticker: Option<&'a str>,
+    #[serde(skip_serializing_if = "<[&str]>::is_empty")]
+    market_tickers: &'a [&'a str],
     #[serde(skip_serializing_if = "Option::is_none")]
     skip_ticker_ack: Option<bool>,
 }
-
 /// One upgrade request: the bytes to send, and the key its answer must prove to have seen.
 pub(crate) struct Upgrade {
     pub(crate) bytes: Vec<u8>,
@@ -153,35 +199,62 @@ fn local(error: &dyn std::fmt::Display) -> Cause {
 mod tests {
     use super::*;
 
-    fn tickers(names: &[&str]) -> Vec<Ticker> {
-        names.iter().map(|name| name.parse().unwrap()).collect()
-    }
-
     #[test]
     fn texts_are_the_documented_shapes() {
-        let id = CommandId::new(7);
         let sid = Sid::new(1);
-        let table = [
+        let live = [
             (
-                Request::Subscribe { role: Role::Orderbook, markets: tickers(&["A", "B-T3.00"]) },
+                Ask::Subscribe,
+                Role::Orderbook,
+                &["A", "B-T3.00"][..],
                 r#"{"id":7,"cmd":"subscribe","params":{"channels":["orderbook_delta"],"market_tickers":["A","B-T3.00"],"skip_ticker_ack":true}}"#,
             ),
             (
-                Request::Subscribe { role: Role::Lifecycle, markets: vec![] },
+                Ask::Subscribe,
+                Role::Lifecycle,
+                &[],
                 r#"{"id":7,"cmd":"subscribe","params":{"channels":["market_lifecycle_v2"]}}"#,
             ),
             (
-                Request::Add { sid, markets: tickers(&["C"]) },
+                Ask::Add(sid),
+                Role::Orderbook,
+                &["C"],
                 r#"{"id":7,"cmd":"update_subscription","params":{"sids":[1],"action":"add_markets","market_tickers":["C"]}}"#,
             ),
             (
-                Request::Delete { sid, markets: tickers(&["C"]) },
-                r#"{"id":7,"cmd":"update_subscription","params":{"sids":[1],"action":"delete_markets","market_tickers":["C"]}}"#,
+                Ask::Delete(sid),
+                Role::Orderbook,
+                &["a\"b"],
+                r#"{"id":7,"cmd":"update_subscription","params":{"sids":[1],"action":"delete_markets","market_tickers":["a\"b"]}}"#,
             ),
-            (Request::Unsubscribe { sid }, r#"{"id":7,"cmd":"unsubscribe","params":{"sids":[1]}}"#),
+            (
+                Ask::Books(sid),
+                Role::Orderbook,
+                &["C"],
+                r#"{"id":7,"cmd":"update_subscription","params":{"sids":[1],"action":"get_snapshot","market_tickers":["C"]}}"#,
+            ),
+            (
+                Ask::Unsubscribe(sid),
+                Role::Orderbook,
+                &[],
+                r#"{"id":7,"cmd":"unsubscribe","params":{"sids":[1]}}"#,
+            ),
+            (Ask::List, Role::Orderbook, &[], r#"{"id":7,"cmd":"list_subscriptions"}"#),
         ];
-        for (request, expected) in table {
-            assert_eq!(request.text(id), expected);
+        let text = |ask: Ask, dialect, role, markets: &[&str]| {
+            ask.request(CommandId::new(7), (dialect, role), markets).text
+        };
+        for (ask, role, markets, expected) in live {
+            let expected = expected.replace("a\"b", "a\\\"b");
+            assert_eq!(text(ask, Dialect::Live, role, markets), expected);
         }
+        assert_eq!(
+            text(Ask::Subscribe, Dialect::Legacy, Role::Orderbook, &["A"]),
+            r#"{"id":7,"cmd":"subscribe","params":{"channels":["orderbook_delta"],"market_ticker":"A"}}"#
+        );
+        assert_eq!(
+            text(Ask::Subscribe, Dialect::Legacy, Role::Lifecycle, &[]),
+            r#"{"id":7,"cmd":"subscribe","params":{"channels":["market_lifecycle"]}}"#
+        );
     }
 }

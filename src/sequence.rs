@@ -74,9 +74,11 @@ impl State {
 }
 
 /// The sequences of one connection's epoch.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(crate) struct Sequences {
+    /// In order of sid.
     states: Vec<State>,
+    sids_max: usize,
     /// Owed by earlier sids and epochs of this connection, for the next sid's first message.
     carry: u64,
 }
@@ -84,7 +86,13 @@ pub(crate) struct Sequences {
 impl Sequences {
     /// A new epoch that inherits what the last one left untold.
     pub(crate) fn new(carry: u64) -> Self {
-        Self { states: Vec::new(), carry }
+        Self { states: Vec::new(), sids_max: SIDS_MAX, carry }
+    }
+
+    /// The same, with room for a sid for each market.
+    pub(crate) fn with_room(mut self, markets: usize) -> Self {
+        self.sids_max = SIDS_MAX.saturating_add(markets);
+        self
     }
 
     /// A sid was acknowledged, at this place in its sequence if the acknowledgement took one. Data
@@ -194,11 +202,11 @@ impl Sequences {
 
     #[inline]
     fn find(&self, sid: Sid) -> Option<usize> {
-        self.states.iter().position(|state| state.sid == sid)
+        self.states.binary_search_by_key(&sid, |state| state.sid).ok()
     }
 
     fn remove(&mut self, index: usize) {
-        let state = self.states.swap_remove(index);
+        let state = self.states.remove(index);
         self.carry = self.carry.saturating_add(state.owed);
     }
 
@@ -208,11 +216,12 @@ impl Sequences {
         let index = match self.find(sid) {
             Some(index) => index,
             None => {
-                if self.states.len() >= SIDS_MAX {
+                if self.states.len() >= self.sids_max {
                     let retired = self.states.iter().position(|state| state.retired)?;
                     self.remove(retired);
                 }
-                self.states.push(State {
+                let index = self.states.partition_point(|state| state.sid < sid);
+                let state = State {
                     sid,
                     seen: 0,
                     owed: std::mem::take(&mut self.carry),
@@ -220,8 +229,9 @@ impl Sequences {
                     retired: false,
                     backward_run: 0,
                     backward_last: 0,
-                });
-                self.states.len() - 1
+                };
+                self.states.insert(index, state);
+                index
             }
         };
         self.states.get_mut(index)

@@ -13,26 +13,23 @@ use crossbeam_channel::{Receiver, Sender, TrySendError};
 use crossbeam_utils::CachePadded;
 
 use crate::batch::{Batch, Entry, RawMessage};
-use crate::command::Ended;
+
 use crate::delivery::{Delivery, Inline, Panicked};
 use crate::error::Cause;
 use crate::held::Held;
 use crate::ids::{ConnId, Epoch, Role, ShardId, widen};
 use crate::link::{Link, LinkSettings, Note};
-use crate::mailbox::{Adoption, Order, Report, Untold};
+use crate::mailbox::{BOOK_REPORTS_MAX, Order, Report, Untold};
 use crate::messages::{LARGE_BYTES, Outlet};
 use crate::overflow::{Overflow, OverflowPolicy};
 use crate::pool::{PoolLayout, shard_of};
-use crate::request::Request;
+
 use crate::stats::ShardCounters;
 use crate::timer::{Alarm, Next, after};
 use crate::transport::{Ready, Received, Sent, Transport};
 
 /// How soon a full registry queue is tried again.
 const HELD_RETRY: Duration = Duration::from_millis(1);
-/// Orders taken in one step, so that a burst of them cannot hold up the sockets: a command with a
-/// full list takes about 100 microseconds to write, encrypt and send.
-const ORDERS_PER_STEP: usize = 1;
 
 /// A connection's place on its shard.
 struct Slot<L> {
@@ -198,39 +195,6 @@ impl<T: Transport> Shard<T> {
         }
     }
 
-    /// Carries out what the conductor wants, a little in each turn; measured, since it keeps
-    /// messages waiting.
-    fn take_orders(&mut self, now: Instant) {
-        let before = (!self.orders.is_empty()).then(|| self.transport.cpu());
-        self.carry_out_orders(now);
-        if let Some(before) = before {
-            let spent = self.transport.cpu().0.saturating_sub(before.0);
-            self.counters.control_ns_max.raise(spent);
-            self.counters.control_ns.add(spent);
-        }
-    }
-
-    fn carry_out_orders(&mut self, now: Instant) {
-        for _ in 0..ORDERS_PER_STEP {
-            match self.orders.try_recv() {
-                Ok(Order::Listen { sink }) => self.lifecycle = Some(sink),
-                Ok(Order::Adopt(adoption)) => self.adopt(*adoption, now),
-                Ok(Order::Command { conn, epoch, request }) => {
-                    self.command(conn, epoch, request, now);
-                }
-                Ok(Order::Stop { until }) => self.stop(until, now),
-                Err(crossbeam_channel::TryRecvError::Empty) => return,
-                Err(crossbeam_channel::TryRecvError::Disconnected) => {
-                    // The conductor is gone: nobody could tell us to stop any more.
-                    if self.state == State::Running {
-                        self.stop(now, now);
-                    }
-                    return;
-                }
-            }
-        }
-    }
-
     /// Drives each connection that is ready now, within its budget; those with more to give
     /// queue again.
     fn drive_ready(&mut self, now: Instant) {
@@ -274,54 +238,6 @@ impl<T: Transport> Shard<T> {
         let retry = (!slot.held.is_nothing()).then(|| after(now, HELD_RETRY));
         let live = slot.live.as_ref().map(|(_, link)| link.deadline());
         crate::timer::earlier(retry, live)
-    }
-
-    fn adopt(&mut self, adoption: Adoption<T::Link>, now: Instant) {
-        let Adoption { conn, epoch, role, link: mut socket, unread } = adoption;
-        let Some(index) = self.index(conn) else {
-            return;
-        };
-        let Some(slot) = self.slots.get_mut(index) else {
-            return;
-        };
-        let owed = std::mem::take(&mut slot.owed);
-        let watched = self.transport.register(&mut socket, index);
-        self.counters.bytes_received.add(widen(unread.len()));
-        let link = Link::new((conn, epoch, role), owed, unread, self.settings, now);
-        slot.live = Some((socket, link));
-        slot.epoch = epoch;
-        slot.read_closed = false;
-        slot.broken = None;
-        self.counters.connections.add(1);
-        match (watched, self.state) {
-            (Ok(()), State::Running) => {
-                self.arm(index);
-                // Neither what waits in the socket nor what is unread will make an event.
-                self.queue(index);
-            }
-            (Ok(()), _) => self.lose(index, Cause::Stopped),
-            (Err(cause), _) => self.lose(index, cause),
-        }
-    }
-
-    fn command(&mut self, conn: ConnId, epoch: Epoch, request: Request, now: Instant) {
-        let index = self.index(conn);
-        let live = index.and_then(|index| self.live(index)).filter(|link| link.epoch == epoch);
-        let (Some(index), Some(link)) = (index, live) else {
-            // Its connection was lost meanwhile: it ends as every command of it did.
-            let id = crate::ids::CommandId::new(0);
-            let outcome = crate::command::Outcome::ConnectionLost;
-            let ended = Ended { id, request, outcome, sid: None };
-            self.report(Report::Ended { conn, epoch, ended });
-            return;
-        };
-        match link.command(request, now) {
-            Ok(()) => {
-                self.arm(index);
-                self.flush(index, now);
-            }
-            Err(cause) => self.lose(index, cause),
-        }
     }
 
     /// Reads once, digests, hands over, sends. Whether another read may give more.
@@ -504,6 +420,7 @@ impl<T: Transport> Shard<T> {
     }
 
     fn deliver_notes(&mut self, index: usize) {
+        self.tell_books(index);
         if self.scratch.notes.is_empty() {
             return;
         }
@@ -514,12 +431,23 @@ impl<T: Transport> Shard<T> {
         for note in notes.drain(..) {
             self.report(match note {
                 Note::Ended(ended) => Report::Ended { conn, epoch, ended },
+                Note::Late(ended) => Report::Late { conn, epoch, ended },
                 Note::SubscriptionEnded { sid, code } => {
                     Report::SubscriptionEnded { conn, epoch, sid, code }
                 }
             });
         }
         self.scratch.notes = notes;
+    }
+
+    /// Tells whose books came, unless so much waits to be told that it can wait too.
+    fn tell_books(&mut self, index: usize) {
+        let busy = self.reports.len() >= BOOK_REPORTS_MAX;
+        let Some(link) = self.live(index).filter(|link| !busy && !link.books.is_empty()) else {
+            return;
+        };
+        let (conn, epoch, tickers) = (link.conn, link.epoch, std::mem::take(&mut link.books));
+        self.report(Report::Books { conn, epoch, tickers });
     }
 
     fn report(&self, report: Report) {
@@ -559,5 +487,6 @@ impl<T: Transport> Shard<T> {
 }
 
 mod ending;
+mod orders;
 #[cfg(test)]
 mod tests;

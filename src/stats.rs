@@ -8,6 +8,7 @@ use crossbeam_utils::CachePadded;
 use serde::Serialize;
 
 use crate::clock::CpuTime;
+use crate::code::ExchangeCode;
 use crate::ids::{ConnId, Role, ShardId, widen};
 use crate::pool::PoolLayout;
 use crate::spread::{Durations, Spread};
@@ -61,7 +62,9 @@ pub(crate) struct ShardCounters {
     pub(crate) backward: Counter,
     /// Replies and errors.
     pub(crate) replies: Counter,
-    /// Replies that ended no command: unknown, late, doubled.
+    /// Replies to commands that had ended without one.
+    pub(crate) replies_late: Counter,
+    /// Replies no command waits for: unknown or doubled.
     pub(crate) replies_unmatched: Counter,
     /// Pings and pongs.
     pub(crate) control_frames: Counter,
@@ -117,10 +120,14 @@ pub(crate) struct ControlCounters {
     pub(crate) markets: Counter,
     /// Markets the registry wants.
     pub(crate) markets_wanted: Counter,
-    /// Markets waiting because no connection was healthy.
+    /// Markets wanted that have no connection.
+    pub(crate) markets_unplaced: Counter,
+    /// Times markets began to wait because no connection was healthy.
     pub(crate) no_healthy_connections: Counter,
-    /// Markets waiting because every connection was full.
+    /// Times markets began to wait because every connection was full.
     pub(crate) pool_full: Counter,
+    /// Times a market was refused by itself.
+    pub(crate) markets_refused: Counter,
     pub(crate) attempts: Counter,
     pub(crate) halted: Counter,
     pub(crate) reconnects: Box<[Counter]>,
@@ -134,7 +141,8 @@ pub(crate) struct ControlCounters {
 }
 
 impl ControlCounters {
-    pub(crate) fn subscribe_error(&self, role: Role, code: i64) {
+    pub(crate) fn subscribe_error(&self, role: Role, code: ExchangeCode) {
+        let code = code.number().unwrap_or(0);
         let place = usize::try_from(code).unwrap_or(0).min(CODES - 1);
         if let Some(counter) =
             self.subscribe_errors.get(role.index()).and_then(|codes| codes.get(place))
@@ -182,6 +190,7 @@ impl Counters {
         self.control.connections_healthy.iter().for_each(|counter| counter.set(0));
         self.control.subscriptions.set(0);
         self.control.markets.set(0);
+        self.control.markets_unplaced.set(0);
     }
 
     /// Everything, read now.
@@ -209,6 +218,8 @@ impl Counters {
             subscriptions_total: control.subscriptions.total(),
             markets_total: control.markets.total(),
             markets_wanted: control.markets_wanted.total(),
+            markets_unplaced: control.markets_unplaced.total(),
+            markets_refused: control.markets_refused.total(),
             no_healthy_connections: control.no_healthy_connections.total(),
             pool_full: control.pool_full.total(),
             messages_received: sum(|shard| &shard.messages_received),
@@ -223,6 +234,7 @@ impl Counters {
             messages_duplicate: sum(|shard| &shard.duplicates),
             messages_backward: sum(|shard| &shard.backward),
             replies: sum(|shard| &shard.replies),
+            replies_late: sum(|shard| &shard.replies_late),
             replies_unmatched: sum(|shard| &shard.replies_unmatched),
             control_frames: sum(|shard| &shard.control_frames),
             binary_frames: sum(|shard| &shard.binary_frames),
@@ -344,9 +356,13 @@ pub struct Stats {
     pub markets_total: u64,
     /// Order-book markets the registry wants.
     pub markets_wanted: u64,
-    /// How often placing markets stopped because no connection was healthy; they wait.
+    /// Of those, without a connection now; they get one by themselves when there is room.
+    pub markets_unplaced: u64,
+    /// How often a market was refused by itself.
+    pub markets_refused: u64,
+    /// How often markets began to wait because no connection was healthy.
     pub no_healthy_connections: u64,
-    /// How often placing markets stopped because every healthy connection was full; they wait.
+    /// How often markets began to wait because every healthy connection was full.
     pub pool_full: u64,
     /// Data messages received.
     pub messages_received: u64,
@@ -373,7 +389,9 @@ pub struct Stats {
     pub messages_backward: u64,
     /// Replies and errors from the exchange.
     pub replies: u64,
-    /// Replies that ended no command: unknown, late or doubled.
+    /// Replies that came after their command's time was up.
+    pub replies_late: u64,
+    /// Replies no command waited for: unknown or doubled.
     pub replies_unmatched: u64,
     /// Pings and pongs received.
     pub control_frames: u64,

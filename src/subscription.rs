@@ -2,287 +2,263 @@
 //! next command that brings them closer. Pure; the conductor feeds it changes, comings and goings
 //! and outcomes, and sends the requests it asks for.
 //!
-//! A market is in one place or none. It is queued on its connection while desired and observed
-//! differ and nothing about it is in flight; what to do is decided when it is taken off the
-//! queue, so a thousand changes of one market cost one command. On the live exchange all markets
-//! of a connection share one sid: the first list opens it, others are added to it, single markets
-//! are deleted from it, and it is unsubscribed when the last one goes.
+//! The invariant: a market is in one place or none, and in exactly one list there, by what it
+//! needs; whatever the order of changes, replies (late ones too), timeouts and reconnects, once
+//! they stop every wanted market is with the exchange once, and no other is. So a thousand changes
+//! of one market cost one command, each change costs the same whatever the number of markets, and
+//! what is asked next is always the first of a list.
+//!
+//! On the live exchange all markets of a connection share one sid: the first list opens it, others
+//! are added to it, single markets are deleted from it, and it is unsubscribed when the last one
+//! goes. In the legacy dialect each market has a sid of its own.
+//!
+//! Parts: `directory` the table, `list` the lists in it, `member` one connection, `pace` how fast
+//! it may be asked, `plan` what to ask next, `reply` what answers mean, `single` the legacy
+//! dialect.
 
-use std::collections::{HashMap, VecDeque};
+mod directory;
+mod list;
+mod member;
+mod pace;
+mod plan;
+mod reply;
+mod single;
+
 use std::time::{Duration, Instant};
 
+use self::directory::Directory;
+use self::list::Ranks;
+use self::member::{Line, Member};
+pub(crate) use self::plan::Step;
 use crate::assign::{Assigner, Unplaced};
-use crate::command::Outcome;
+use crate::assignments::Assignments;
+use crate::code::ExchangeCode;
+use crate::config::ConfigBuilder;
+use crate::dialect::Dialect;
 use crate::ids::{ConnId, Role, Sid, Ticker, widen};
-use crate::market::{Change, Market, Need, Observed, SubscriptionInfo};
-use crate::request::Request;
-use crate::timer::after;
+use crate::market::{Market, Need, Observed, Shelf, Slot, SubscriptionInfo};
+use crate::timer::{after, earlier};
 
-/// Entries of markets wanted no more that may wait to be forgotten.
-const UNPLACED_DEAD_MAX: usize = 1_024;
-/// Command texts stay under this many bytes of tickers.
-const COMMAND_BYTES_MAX: usize = 64_000;
-/// Delay after trouble: the first, and the longest.
-const TROUBLE_DELAY: Duration = Duration::from_secs(1);
-const TROUBLE_DELAY_MAX: Duration = Duration::from_secs(60);
-/// So long without any, trouble is forgotten; the delays start from the beginning.
-const TROUBLE_OVER: Duration = Duration::from_secs(120);
-/// The exchange's code for a command it did not finish in time: carried out or not.
-const COMMAND_TIMEOUT: i64 = 18;
-/// The exchange's code for a sid it does not know.
-const UNKNOWN_SUBSCRIPTION: i64 = 7;
+/// A market refused by itself is asked for again after this long, in tenths of a second.
+const HELD_TENTHS: u32 = 3_000;
+/// A limit the exchange set is tried again after this long.
+const LIMIT_FORGOTTEN: Duration = Duration::from_secs(600);
 
-/// A connection's subscription.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Line {
-    Closed,
-    Opening,
-    Open { sid: Sid, renew: bool },
-    Closing { sid: Sid },
+/// What it needs to know of the configuration.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SubscriptionSettings {
+    pub(crate) dialect: Dialect,
+    /// Markets in one command.
+    pub(crate) chunk: usize,
+    /// Commands in flight on one connection.
+    pub(crate) in_flight: usize,
+    pub(crate) markets_per_connection: usize,
+    /// How long a connection may be down before its markets move.
+    pub(crate) migrate_after: Option<Duration>,
+    pub(crate) subscribe_timeout: Duration,
 }
 
-impl Line {
-    fn sid(self) -> Option<Sid> {
-        match self {
-            Self::Open { sid, .. } | Self::Closing { sid } => Some(sid),
-            Self::Closed | Self::Opening => None,
+impl SubscriptionSettings {
+    pub(crate) fn new(settings: &ConfigBuilder) -> Self {
+        Self {
+            dialect: settings.dialect,
+            chunk: settings.chunk,
+            in_flight: settings.commands_in_flight,
+            markets_per_connection: settings.markets_per_connection,
+            migrate_after: settings.migrate_after,
+            subscribe_timeout: settings.subscribe_timeout,
         }
     }
 }
 
-#[derive(Clone, Debug)]
-struct Member {
-    role: Role,
-    live: bool,
-    line: Line,
-    markets: Vec<usize>,
-    queue: VecDeque<usize>,
-    /// How many of its markets are wanted.
-    wanted: usize,
-    in_flight: usize,
-    /// Nothing is sent before this time, after trouble.
-    hold: Option<Instant>,
-    /// Refusals and subscriptions that ended by themselves, and when the last one was.
-    troubles: u32,
-    troubled: Option<Instant>,
-    /// The code of the last refusal to open.
-    refused: Option<i64>,
-}
-
-impl Member {
-    /// A refusal, or a subscription that ended: nothing more is sent for a while that doubles
-    /// each time, so that no exchange can make us repeat ourselves without pause.
-    fn trouble(&mut self, now: Instant) {
-        self.troubles = if self.is_calm(now) { 0 } else { self.troubles };
-        let doubled = TROUBLE_DELAY * 2u32.saturating_pow(self.troubles.min(10));
-        self.hold = Some(after(now, doubled.min(TROUBLE_DELAY_MAX)));
-        self.troubles = self.troubles.saturating_add(1);
-        self.troubled = Some(now);
-    }
-
-    /// Whether there was no trouble for so long that it is forgotten.
-    fn is_calm(&self, now: Instant) -> bool {
-        self.troubled.is_none_or(|last| after(last, TROUBLE_OVER) <= now)
-    }
-}
-
-/// Bounds of the commands.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct CommandLimits {
-    pub(crate) chunk: usize,
-    pub(crate) in_flight: usize,
+/// A market the exchange refused by itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Refusal {
+    pub(crate) conn: ConnId,
+    pub(crate) ticker: Ticker,
+    pub(crate) code: ExchangeCode,
 }
 
 /// Desired and observed subscriptions of the whole pool.
 #[derive(Debug)]
 pub(crate) struct Subscriptions {
-    markets: Vec<Market>,
-    free: Vec<usize>,
-    index: HashMap<Ticker, usize>,
+    directory: Directory,
     members: Vec<Member>,
-    /// Wanted, without a connection yet; some of them wanted no more.
-    unplaced: VecDeque<usize>,
-    /// How many of those are wanted no more.
-    unplaced_dead: usize,
+    /// Wanted, without a connection yet.
+    unplaced: Ranks,
+    waiting: u64,
     assigner: Assigner,
-    limits: CommandLimits,
+    settings: SubscriptionSettings,
     wanted: u64,
     confirmed: u64,
+    /// To be told to the host.
+    refusals: Vec<Refusal>,
+    /// Whether the exchange names its subscriptions when asked; believed until it refuses.
+    lists: bool,
+    born: Instant,
+    /// The time of the event being dealt with, in tenths of a second since `born`.
+    tenths: u32,
 }
 
 impl Subscriptions {
     pub(crate) fn new(
         pool: impl Iterator<Item = (ConnId, Role)>,
-        markets_per_connection: usize,
-        limits: CommandLimits,
+        settings: SubscriptionSettings,
+        now: Instant,
     ) -> Self {
         let roles: Vec<_> = pool.collect();
         let books = roles.iter().filter(|(_, role)| *role == Role::Orderbook);
         let first = books.clone().next().map_or(ConnId::new(1), |&(conn, _)| conn);
-        let assigner = Assigner::new(first, books.count(), markets_per_connection);
-        let members = roles.iter().map(|&(_, role)| Member {
-            role,
-            live: false,
-            line: Line::Closed,
-            markets: Vec::new(),
-            queue: VecDeque::new(),
-            wanted: 0,
-            in_flight: 0,
-            hold: None,
-            troubles: 0,
-            troubled: None,
-            refused: None,
-        });
+        let assigner = Assigner::new(first, books.count(), settings.markets_per_connection);
+        let member = |&(conn, role)| Member::new(conn, role, settings.chunk);
         Self {
-            markets: Vec::new(),
-            free: Vec::new(),
-            index: HashMap::new(),
-            members: members.collect(),
-            unplaced: VecDeque::new(),
-            unplaced_dead: 0,
+            directory: Directory::default(),
+            members: roles.iter().map(member).collect(),
+            unplaced: Ranks::default(),
+            waiting: 0,
             assigner,
-            limits,
+            settings,
             wanted: 0,
             confirmed: 0,
+            refusals: Vec::new(),
+            lists: true,
+            born: now,
+            tenths: 0,
         }
+    }
+
+    /// An event at this time begins.
+    fn at(&mut self, now: Instant) {
+        let tenths = now.saturating_duration_since(self.born).as_millis() / 100;
+        self.tenths = u32::try_from(tenths).unwrap_or(u32::MAX);
     }
 
     // What should be.
 
-    /// The registry wants this market's book.
-    pub(crate) fn want(&mut self, ticker: &Ticker) {
-        let index = match self.index.get(ticker) {
-            Some(&index) => index,
-            None => self.insert(ticker),
-        };
-        self.change(index, true);
+    /// The registry wants this market's book, this much.
+    pub(crate) fn want(&mut self, ticker: &str, priority: u8, now: Instant) {
+        self.at(now);
+        let slot = self.directory.find(ticker).or_else(|| self.directory.insert(ticker));
+        match slot {
+            Some(slot) => self.change(slot, true, priority),
+            None => log::error!("no memory for more markets: {ticker} is not subscribed"),
+        }
     }
 
     /// The registry wants it no more.
-    pub(crate) fn unwant(&mut self, ticker: &Ticker) {
-        if let Some(&index) = self.index.get(ticker) {
-            self.change(index, false);
+    pub(crate) fn unwant(&mut self, ticker: &str, now: Instant) {
+        self.at(now);
+        if let Some(slot) = self.directory.find(ticker) {
+            self.change(slot, false, 0);
         }
     }
 
-    fn insert(&mut self, ticker: &Ticker) -> usize {
-        let market = Market::new(ticker.clone());
-        let index = match self.free.pop() {
-            Some(index) => {
-                if let Some(place) = self.markets.get_mut(index) {
-                    *place = market;
-                }
-                index
-            }
-            None => {
-                self.markets.push(market);
-                self.markets.len() - 1
-            }
-        };
-        self.index.insert(ticker.clone(), index);
-        index
-    }
-
-    fn change(&mut self, index: usize, wanted: bool) {
-        let Some(market) = self.markets.get_mut(index) else {
-            return;
-        };
-        if market.wanted == wanted {
+    fn change(&mut self, slot: Slot, wanted: bool, priority: u8) {
+        let same =
+            |market: &Market| market.wanted == wanted && (market.priority == priority || !wanted);
+        if self.directory.get(slot).is_none_or(same) {
             return;
         }
-        market.wanted = wanted;
-        self.wanted = if wanted { self.wanted + 1 } else { self.wanted - 1 };
-        let (place, queued) = (market.place, market.queued);
-        match place.and_then(|(conn, _)| self.member(conn)) {
-            Some(member) => {
+        // It leaves its list by the priority it joined with.
+        self.shelve(slot, Shelf::Nowhere);
+        let Some(market) = self.directory.get_mut(slot) else { return };
+        market.priority = priority;
+        let conn = market.conn();
+        if std::mem::replace(&mut market.wanted, wanted) != wanted {
+            market.held = false;
+            let step = |count: u64| if wanted { count + 1 } else { count - 1 };
+            self.wanted = step(self.wanted);
+            if let Some(member) = conn.and_then(|conn| self.member(conn)) {
                 member.wanted = if wanted { member.wanted + 1 } else { member.wanted - 1 };
             }
-            None if queued && wanted => self.unplaced_dead -= 1,
-            None if queued => self.unplaced_dead += 1,
-            None => {}
         }
-        self.enqueue(index);
-        self.forget_dead();
+        self.file(slot);
     }
 
-    /// Markets that came and went while there was no room do not stay in memory for it.
-    fn forget_dead(&mut self) {
-        if self.unplaced_dead < UNPLACED_DEAD_MAX || self.unplaced_dead * 2 < self.unplaced.len() {
-            return;
-        }
-        for index in std::mem::take(&mut self.unplaced) {
-            if self.markets.get(index).is_some_and(|market| market.wanted) {
-                self.unplaced.push_back(index);
-            } else {
-                self.release(index);
-            }
-        }
-        self.unplaced_dead = 0;
-    }
-
-    /// Queues a market where it belongs, once.
-    fn enqueue(&mut self, index: usize) {
-        let Some(market) = self.markets.get_mut(index) else {
-            return;
+    /// Puts a market on the list of what it needs; forgets it if that is nothing, for good.
+    fn file(&mut self, slot: Slot) {
+        let Some(market) = self.directory.get(slot) else { return };
+        // Without a sid nothing can be said about a single subscription: the exchange is asked.
+        let unsure = self.is_single(market) && market.observed == Observed::Unknown;
+        let shelf = match (market.need(), market.conn) {
+            (Need::Release, _) => return self.release(slot),
+            (_, 0) => Shelf::Unplaced,
+            (Need::Nothing, _) => Shelf::Rest,
+            (Need::Patience, _) => Shelf::Held,
+            (Need::Add | Need::Delete, _) if unsure => Shelf::Rest,
+            (Need::Add, _) => Shelf::Adds,
+            (Need::Delete, _) => Shelf::Deletes,
         };
-        if std::mem::replace(&mut market.queued, true) {
+        self.shelve(slot, shelf);
+    }
+
+    /// Moves a market from the list it is in to another.
+    fn shelve(&mut self, slot: Slot, shelf: Shelf) {
+        let Some(market) = self.directory.get_mut(slot) else { return };
+        let from = std::mem::replace(&mut market.shelf, shelf);
+        if from == shelf {
             return;
         }
-        let place = market.place;
-        match place.and_then(|(conn, _)| self.member(conn)) {
-            Some(member) => member.queue.push_back(index),
-            None => self.unplaced.push_back(index),
+        let (conn, rank) = (market.conn(), market.priority);
+        if from == Shelf::Unplaced {
+            self.unplaced.remove(&mut self.directory, slot, rank);
+            self.waiting -= 1;
+        }
+        if let Some(member) = conn.and_then(|conn| self.members.get_mut(place_of(conn))) {
+            member.unshelve(&mut self.directory, slot, from, rank);
+            member.shelve(&mut self.directory, slot, shelf, rank);
+        }
+        if shelf == Shelf::Unplaced {
+            self.unplaced.push(&mut self.directory, slot, rank);
+            self.waiting += 1;
         }
     }
 
-    /// Gives waiting markets a connection while there is one; says why it stopped, if it did
-    /// before all had one.
-    pub(crate) fn place(&mut self) -> Option<Unplaced> {
-        while let Some(&index) = self.unplaced.front() {
-            let market = self.markets.get(index)?;
-            if !market.wanted {
-                self.unplaced.pop_front();
-                self.unplaced_dead -= 1;
-                self.release(index);
-                continue;
-            }
+    /// Forgets a market that is neither wanted nor with the exchange.
+    fn release(&mut self, slot: Slot) {
+        self.shelve(slot, Shelf::Nowhere);
+        if let Some(conn) = self.directory.get(slot).and_then(Market::conn) {
+            self.assigner.unplace(conn);
+        }
+        self.directory.remove(slot);
+    }
+
+    /// Gives waiting markets a connection while there is one, those that matter most first; says
+    /// why it stopped, if it did before all had one.
+    pub(crate) fn place(&mut self, now: Instant) -> Option<Unplaced> {
+        self.at(now);
+        while let Some(slot) = self.unplaced.first() {
             let conn = match self.assigner.place() {
                 Ok(conn) => conn,
                 Err(reason) => return Some(reason),
             };
-            self.unplaced.pop_front();
-            let member = self.member(conn)?;
-            member.markets.push(index);
-            member.wanted += 1;
-            let position = member.markets.len() - 1;
-            if let Some(market) = self.markets.get_mut(index) {
-                market.place = Some((conn, position));
-                market.queued = false;
+            self.shelve(slot, Shelf::Nowhere);
+            let tenths = self.tenths;
+            if let Some(market) = self.directory.get_mut(slot) {
+                (market.conn, market.since) = (conn.number(), tenths);
             }
-            self.enqueue(index);
+            if let Some(member) = self.member(conn) {
+                member.wanted += 1;
+            }
+            self.file(slot);
         }
         None
     }
 
-    /// Forgets a market that is neither wanted nor with the exchange.
-    fn release(&mut self, index: usize) {
-        let Some(market) = self.markets.get_mut(index) else {
-            return;
-        };
-        market.queued = false;
-        let ticker = market.ticker.clone();
-        if let Some((conn, position)) = market.place.take() {
+    /// Takes a market off its connection, where nothing is known of it: it looks for another.
+    fn displace(&mut self, slot: Slot) {
+        self.shelve(slot, Shelf::Nowhere);
+        let tenths = self.tenths;
+        let Some(market) = self.directory.get_mut(slot) else { return };
+        let (conn, wanted) = (market.conn(), market.wanted);
+        (market.conn, market.since) = (0, tenths);
+        if let Some(conn) = conn {
             self.assigner.unplace(conn);
-            let moved = self.member(conn).and_then(|member| {
-                member.markets.swap_remove(position);
-                member.markets.get(position).copied()
-            });
-            if let Some(moved) = moved.and_then(|moved| self.markets.get_mut(moved)) {
-                moved.place = Some((conn, position));
+            if let Some(member) = self.member(conn).filter(|_| wanted) {
+                member.wanted -= 1;
             }
         }
-        self.index.remove(&ticker);
-        self.free.push(index);
+        self.file(slot);
     }
 
     // What is.
@@ -290,7 +266,7 @@ impl Subscriptions {
     /// The connection is live in a new epoch: nothing is subscribed on it yet.
     pub(crate) fn up(&mut self, conn: ConnId) {
         if let Some(member) = self.member(conn) {
-            member.live = true;
+            (member.live, member.down_since) = (true, None);
         }
         self.assigner.health(conn, true);
     }
@@ -303,242 +279,163 @@ impl Subscriptions {
         self.assigner.health(conn, false);
     }
 
-    /// The connection is gone and its subscription with it: all its markets are queued again.
-    pub(crate) fn down(&mut self, conn: ConnId) {
+    /// The connection is gone and its subscriptions with it: all its markets wait to be added.
+    pub(crate) fn down(&mut self, conn: ConnId, now: Instant) {
+        self.at(now);
         self.losing(conn);
-        let Some(member) = self.member(conn) else {
-            return;
-        };
-        member.line = Line::Closed;
-        member.in_flight = 0;
-        member.hold = None;
-        member.troubles = 0;
-        member.troubled = None;
-        member.refused = None;
+        let Some(member) = self.member(conn) else { return };
+        for overdue in std::mem::take(&mut member.overdue) {
+            self.unpin(&overdue.flight.markets);
+        }
         self.forget_all(conn);
+        self.assigner.limit(conn, None);
+        if let Some(member) = self.member(conn) {
+            member.reset();
+            member.down_since = member.down_since.or(Some(now));
+        }
     }
 
     /// The connection is given up: its markets look for another.
-    pub(crate) fn abandon(&mut self, conn: ConnId) {
-        self.down(conn);
-        let Some(member) = self.member(conn) else { return };
-        let markets = std::mem::take(&mut member.markets);
-        member.queue.clear();
-        member.wanted = 0;
-        for index in markets {
-            self.assigner.unplace(conn);
-            let Some(market) = self.markets.get_mut(index) else { continue };
-            (market.place, market.queued) = (None, false);
-            if market.wanted { self.enqueue(index) } else { self.release(index) }
+    pub(crate) fn abandon(&mut self, conn: ConnId, now: Instant) {
+        self.down(conn, now);
+        self.depart(conn);
+    }
+
+    fn depart(&mut self, conn: ConnId) {
+        let Some(member) = self.members.get(place_of(conn)) else { return };
+        for slot in member.markets(&self.directory) {
+            self.displace(slot);
         }
     }
 
     /// Every market of the connection is off the exchange.
     fn forget_all(&mut self, conn: ConnId) {
-        let Some(markets) = self.member(conn).map(|member| member.markets.clone()) else { return };
-        for index in markets {
-            self.settle(index, Some(Observed::Absent));
+        let Some(member) = self.members.get_mut(place_of(conn)) else { return };
+        member.suspects.clear();
+        member.due.clear();
+        member.bookless.clear();
+        // What still comes of commands under way says nothing about them any more.
+        member.flights.iter_mut().for_each(|flight| flight.markets.clear());
+        for slot in member.markets(&self.directory) {
+            self.settle(slot, Some(Observed::Absent));
         }
     }
 
-    /// Nothing is in flight about a market any more, and this is what is known of it now, if
-    /// anything new is. If it needs something it queues; if it needs nothing ever, it goes.
-    fn settle(&mut self, index: usize, observed: Option<Observed>) {
-        let Some(market) = self.markets.get_mut(index) else { return };
-        market.in_flight = None;
-        let new = observed.unwrap_or(market.observed);
-        let was = std::mem::replace(&mut market.observed, new);
-        let (need, queued) = (market.need(true), market.queued);
-        match (was == Observed::Present, new == Observed::Present) {
-            (false, true) => self.confirmed += 1,
-            (true, false) => self.confirmed -= 1,
-            _ => {}
-        }
-        match need {
-            Need::Nothing => {}
-            Need::Add | Need::Delete => self.enqueue(index),
-            // One still queued is released when it is taken off the queue.
-            Need::Release if queued => {}
-            Need::Release => self.release(index),
+    /// Nothing is being asked about a market any more, and this is what is known of it now, if
+    /// anything new is.
+    fn settle(&mut self, slot: Slot, observed: Option<Observed>) {
+        if let Some(market) = self.directory.get_mut(slot) {
+            market.asked = None;
+            let observed = observed.unwrap_or(market.observed);
+            self.learn(slot, observed);
         }
     }
 
-    /// The subscription is over or out of step: it is ended and opened anew.
-    pub(crate) fn renew(&mut self, conn: ConnId, sid: Sid, now: Instant) {
-        if let Some(member) = self.member(conn)
-            && matches!(member.line, Line::Open { sid: open, .. } if open == sid)
+    fn settle_all(&mut self, slots: &[Slot], observed: Option<Observed>) {
+        slots.iter().for_each(|&slot| self.settle(slot, observed));
+    }
+
+    /// This is what is known of a market now.
+    fn learn(&mut self, slot: Slot, observed: Observed) {
+        let tenths = self.tenths;
+        let Some(market) = self.directory.get_mut(slot) else { return };
+        market.since = tenths;
+        let was = std::mem::replace(&mut market.observed, observed);
+        if observed == Observed::Absent {
+            (market.booked, market.renew) = (false, false);
+        }
+        let conn = market.conn();
+        let (before, after) = (was == Observed::Present, observed == Observed::Present);
+        self.confirmed = self.confirmed + u64::from(after) - u64::from(before);
+        if let Some(member) = conn.and_then(|conn| self.member(conn)) {
+            member.present = member.present + usize::from(after) - usize::from(before);
+        }
+        self.file(slot);
+    }
+
+    /// Commands about these markets are waited for no more.
+    fn unpin(&mut self, slots: &[Slot]) {
+        for &slot in slots {
+            if let Some(market) = self.directory.get_mut(slot) {
+                market.overdue = market.overdue.saturating_sub(1);
+            }
+        }
+    }
+
+    /// Does what is due by time alone.
+    pub(crate) fn tick(&mut self, now: Instant) {
+        self.at(now);
+        for index in 0..self.members.len() {
+            let Some(member) = self.members.get_mut(index) else { return };
+            let conn = member.conn;
+            if member.limited_until.is_some_and(|until| until <= now) {
+                member.limited_until = None;
+                self.assigner.limit(conn, None);
+            }
+            self.expire_overdue(conn, now);
+            self.release_held(conn);
+            self.check_books(conn, now);
+            self.migrate(conn, now);
+        }
+    }
+
+    fn expire_overdue(&mut self, conn: ConnId, now: Instant) {
+        while let Some(member) = self.member(conn)
+            && member.overdue.front().is_some_and(|overdue| overdue.until <= now)
+            && let Some(overdue) = member.overdue.pop_front()
         {
-            member.line = Line::Open { sid, renew: true };
-            // Once in a while it is renewed at once; books should not wait.
-            let calm = member.is_calm(now);
-            member.trouble(now);
-            member.hold = member.hold.filter(|_| !calm);
+            self.unpin(&overdue.flight.markets);
+            overdue.flight.markets.iter().for_each(|&slot| self.file(slot));
         }
     }
 
-    // What to do.
-
-    /// The next command for this connection, if it may have one now. It counts as in flight.
-    pub(crate) fn next_request(&mut self, conn: ConnId, now: Instant) -> Option<Request> {
-        let limit = self.limits.in_flight;
-        let member = self.member(conn)?;
-        if !member.live || member.in_flight >= limit || member.hold.is_some_and(|hold| hold > now) {
-            return None;
+    /// Markets refused long ago are asked for again.
+    fn release_held(&mut self, conn: ConnId) {
+        while let Some(slot) = self.members.get(place_of(conn)).and_then(Member::first_held) {
+            let tenths = self.tenths;
+            let Some(market) = self.directory.get_mut(slot) else { return };
+            if market.since.saturating_add(HELD_TENTHS) > tenths {
+                return;
+            }
+            market.held = false;
+            self.file(slot);
         }
-        let (role, line, idle) = (member.role, member.line, member.in_flight == 0);
-        // An order-book subscription whose last wanted market is gone.
-        let unwanted = !role.is_global() && member.wanted == 0;
-        let request = match line {
-            Line::Opening | Line::Closing { .. } => return None,
-            Line::Closed if role.is_global() => Request::Subscribe { role, markets: Vec::new() },
-            Line::Closed => {
-                let (markets, _) = self.take(conn, false)?;
-                Request::Subscribe { role, markets }
-            }
-            Line::Open { sid, renew } if renew || unwanted => {
-                // Alone, so that what it ends is settled.
-                idle.then_some(Request::Unsubscribe { sid })?
-            }
-            Line::Open { sid, .. } => match self.take(conn, true)? {
-                (markets, Change::Add) => Request::Add { sid, markets },
-                (markets, Change::Delete) => Request::Delete { sid, markets },
-            },
+    }
+
+    /// Markets of a connection that stays down move, while that is the exception.
+    fn migrate(&mut self, conn: ConnId, now: Instant) {
+        let due = self.members.get(place_of(conn)).and_then(|member| self.migrates_at(member));
+        if due.is_some_and(|due| due <= now) && self.assigner.most_are_healthy() {
+            self.depart(conn);
+        }
+    }
+
+    fn migrates_at(&self, member: &Member) -> Option<Instant> {
+        let since = member.down_since.filter(|_| member.wanted > 0 && !member.live)?;
+        Some(after(since, self.settings.migrate_after?))
+    }
+
+    /// When `tick` or `next` has something to do.
+    pub(crate) fn next_deadline(&self, now: Instant) -> Option<Instant> {
+        let deadline = |member: &Member| {
+            let held = member.first_held().and_then(|slot| self.directory.get(slot));
+            let held = held.map(|market| market.since.saturating_add(HELD_TENTHS));
+            let held = held.map(|tenths| after(self.born, Duration::from_millis(100) * tenths));
+            let live = [
+                member.pace.held_until(now),
+                member.search_at.filter(|_| !member.suspects.is_empty()),
+                member.due.front().map(|due| due.at),
+                member.overdue.front().map(|overdue| overdue.until),
+                member.limited_until,
+                held,
+            ];
+            let live = live.into_iter().flatten().filter(|&at| member.live && at > now).min();
+            earlier(live, self.migrates_at(member).filter(|&at| at > now))
         };
-        self.sent(conn, &request);
-        Some(request)
-    }
-
-    fn sent(&mut self, conn: ConnId, request: &Request) {
-        let Some(member) = self.member(conn) else { return };
-        member.in_flight += 1;
-        match request {
-            Request::Subscribe { .. } => member.line = Line::Opening,
-            Request::Unsubscribe { sid } => member.line = Line::Closing { sid: *sid },
-            Request::Add { .. } | Request::Delete { .. } => {}
-        }
-    }
-
-    /// Takes markets off the queue that all need the same. The others keep their place.
-    fn take(&mut self, conn: ConnId, open: bool) -> Option<(Vec<Ticker>, Change)> {
-        let chunk = self.limits.chunk;
-        let (mut taken, mut later) = (Vec::new(), Vec::new());
-        let (mut kind, mut bytes) = (None, 0);
-        while taken.len() < chunk && later.len() < chunk && bytes < COMMAND_BYTES_MAX {
-            let Some(index) = self.member(conn)?.queue.pop_front() else { break };
-            let Some(market) = self.markets.get_mut(index) else { continue };
-            let change = match market.need(open) {
-                Need::Add => Change::Add,
-                Need::Delete => Change::Delete,
-                Need::Release => {
-                    self.release(index);
-                    continue;
-                }
-                Need::Nothing => {
-                    market.queued = false;
-                    continue;
-                }
-            };
-            if *kind.get_or_insert(change) != change {
-                later.push(index);
-                continue;
-            }
-            market.queued = false;
-            market.in_flight = Some(change);
-            bytes += market.ticker.as_str().len() + 3;
-            taken.push(market.ticker.clone());
-        }
-        let member = self.member(conn)?;
-        for index in later.into_iter().rev() {
-            member.queue.push_front(index);
-        }
-        Some((taken, kind?))
-    }
-
-    /// A command ended.
-    pub(crate) fn ended(
-        &mut self,
-        conn: ConnId,
-        request: &Request,
-        outcome: Outcome,
-        sid: Option<Sid>,
-        now: Instant,
-    ) {
-        let Some(member) = self.member(conn) else {
-            return;
-        };
-        member.in_flight = member.in_flight.saturating_sub(1);
-        match outcome {
-            Outcome::ConnectionLost => return self.losing(conn),
-            Outcome::Ok => member.refused = None,
-            Outcome::TimedOut => {}
-            // What it does not know is what ends a renewal; otherwise it is trouble too.
-            Outcome::Rejected { code: UNKNOWN_SUBSCRIPTION }
-                if matches!(request, Request::Unsubscribe { .. }) => {}
-            Outcome::Rejected { code } => {
-                member.trouble(now);
-                member.refused = Some(code);
-            }
-        }
-        let line = member.line;
-        // A refusal says that this command was not carried out: what was known stays.
-        let learned = match outcome {
-            Outcome::TimedOut | Outcome::Rejected { code: COMMAND_TIMEOUT } => {
-                Some(Observed::Unknown)
-            }
-            _ => None,
-        };
-        match (request, outcome) {
-            (Request::Subscribe { markets, .. }, Outcome::Ok) => {
-                member.line = sid.map_or(Line::Closed, |sid| Line::Open { sid, renew: false });
-                self.settle_all(markets, Some(Observed::Present));
-            }
-            (Request::Subscribe { markets, .. }, _) => {
-                member.line = Line::Closed;
-                self.settle_all(markets, learned);
-            }
-            // Of a subscription closed meanwhile: its markets were settled then.
-            _ if request.sid() != line.sid() => {}
-            (_, Outcome::Rejected { code: UNKNOWN_SUBSCRIPTION })
-            | (Request::Unsubscribe { .. }, Outcome::Ok) => self.closed(conn),
-            (Request::Add { markets, .. }, Outcome::Ok) => {
-                self.settle_all(markets, Some(Observed::Present));
-            }
-            (Request::Delete { markets, .. }, Outcome::Ok) => {
-                self.settle_all(markets, Some(Observed::Absent));
-            }
-            (Request::Add { markets, .. } | Request::Delete { markets, .. }, _) => {
-                self.settle_all(markets, learned);
-            }
-            (Request::Unsubscribe { sid }, _) => {
-                // Ended or not, we do not know; asking again finds out.
-                member.line = Line::Open { sid: *sid, renew: true };
-            }
-        }
-    }
-
-    /// The exchange has no subscription of ours on this connection any more.
-    fn closed(&mut self, conn: ConnId) {
-        if let Some(member) = self.member(conn) {
-            member.line = Line::Closed;
-        }
-        self.forget_all(conn);
-    }
-
-    fn settle_all(&mut self, tickers: &[Ticker], observed: Option<Observed>) {
-        for ticker in tickers {
-            if let Some(&index) = self.index.get(ticker) {
-                self.settle(index, observed);
-            }
-        }
+        self.members.iter().filter_map(deadline).min()
     }
 
     // Questions.
-
-    /// When a refused connection may be tried again, if one with something to say is held.
-    pub(crate) fn next_deadline(&self, now: Instant) -> Option<Instant> {
-        let held = self.members.iter().filter(|member| member.live);
-        held.filter_map(|member| member.hold).filter(|&hold| hold > now).min()
-    }
 
     /// Whether the connection's subscription is open.
     pub(crate) fn is_open(&self, conn: ConnId) -> bool {
@@ -547,14 +444,16 @@ impl Subscriptions {
     }
 
     /// The code with which the exchange last refused to open it.
-    pub(crate) fn refused(&self, conn: ConnId) -> Option<i64> {
+    pub(crate) fn refused(&self, conn: ConnId) -> Option<ExchangeCode> {
         self.members.get(place_of(conn))?.refused
     }
 
     /// Open subscriptions.
     pub(crate) fn open(&self) -> u64 {
-        let open = |member: &&Member| matches!(member.line, Line::Open { .. });
-        widen(self.members.iter().filter(open).count())
+        let open = |member: &Member| {
+            usize::from(matches!(member.line, Line::Open { .. })) + member.own.by_sid.len()
+        };
+        widen(self.members.iter().map(open).sum())
     }
 
     /// Markets wanted, and markets confirmed by the exchange.
@@ -562,27 +461,45 @@ impl Subscriptions {
         (self.wanted, self.confirmed)
     }
 
+    /// Markets wanted that have no connection.
+    pub(crate) fn waiting(&self) -> u64 {
+        self.waiting
+    }
+
+    /// Markets refused by themselves since this was last asked.
+    pub(crate) fn take_refusals(&mut self) -> Vec<Refusal> {
+        std::mem::take(&mut self.refusals)
+    }
+
     /// Where a market is.
-    pub(crate) fn info(&self, ticker: &Ticker) -> Option<SubscriptionInfo> {
-        let &index = self.index.get(ticker)?;
-        self.markets.get(index).map(|market| self.info_of(market))
+    pub(crate) fn info(&mut self, ticker: &Ticker, now: Instant) -> Option<SubscriptionInfo> {
+        self.at(now);
+        let slot = self.directory.find(ticker.as_str())?;
+        let market = self.directory.get(slot)?;
+        Some(SubscriptionInfo {
+            ticker: ticker.clone(),
+            conn: market.conn(),
+            sid: self.sid_of(slot, market),
+            state: market.state(),
+            age: Duration::from_millis(100) * self.tenths.saturating_sub(market.since),
+        })
     }
 
-    /// Where every market is, in order of first mention.
-    pub(crate) fn all(&self) -> Vec<SubscriptionInfo> {
-        let known = |index: &usize, market: &&Market| self.index.get(&market.ticker) == Some(index);
-        let markets = self.markets.iter().enumerate();
-        markets
-            .filter(|(index, market)| known(index, market))
-            .map(|(_, market)| self.info_of(market))
-            .collect()
+    /// Where every market is.
+    pub(crate) fn assignments(&mut self, now: Instant) -> Assignments {
+        self.at(now);
+        let mut all = Assignments::with_capacity(self.directory.len());
+        for (slot, ticker, market) in self.directory.iter() {
+            let sid = self.sid_of(slot, market);
+            let tenths = self.tenths.saturating_sub(market.since);
+            all.push(ticker, market.conn(), sid, market.state(), tenths);
+        }
+        all
     }
 
-    fn info_of(&self, market: &Market) -> SubscriptionInfo {
-        let conn = market.place.map(|(conn, _)| conn);
-        let member = conn.and_then(|conn| self.members.get(place_of(conn)));
-        let sid = member.and_then(|member| member.line.sid());
-        SubscriptionInfo { ticker: market.ticker.clone(), conn, sid, state: market.state() }
+    fn sid_of(&self, slot: Slot, market: &Market) -> Option<Sid> {
+        let member = self.members.get(place_of(market.conn()?))?;
+        member.line.sid().or_else(|| member.own.by_market.get(&slot).copied())
     }
 
     fn member(&mut self, conn: ConnId) -> Option<&mut Member> {

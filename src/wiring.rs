@@ -8,6 +8,7 @@ use crossbeam_channel::{Receiver, bounded};
 use crate::config::Config;
 use crate::connector::{ConnectorParts, Dial, Dialed};
 use crate::delivery::Delivery;
+use crate::dialect::Dialect;
 use crate::ids::{ShardId, Ticker};
 use crate::link::LinkSettings;
 use crate::mailbox::{
@@ -131,6 +132,12 @@ fn link_settings(config: &Config) -> LinkSettings {
             .saturating_mul(settings.commands_in_flight)
             .saturating_add(REPLIES_BYTES_MAX),
         subscribe_timeout: settings.subscribe_timeout,
+        keep_responses: settings.command_events,
+        single_sids: match settings.dialect {
+            Dialect::Live => 0,
+            // As many again may have ended and not been forgotten.
+            Dialect::Legacy => settings.markets_per_connection.saturating_mul(2),
+        },
         ping_idle: settings.ping_idle,
         pong_timeout: settings.pong_timeout,
         write_timeout: settings.write_timeout,

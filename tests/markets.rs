@@ -18,7 +18,7 @@ use support::Rig;
 
 fn loads(rig: &Rig) -> BTreeMap<ConnId, usize> {
     let mut loads: BTreeMap<_, _> = (7..=150).map(|conn| (ConnId::new(conn), 0)).collect();
-    for info in rig.handle.subscriptions() {
+    for info in rig.handle.assignments().iter() {
         assert_eq!(info.state, MarketState::Subscribed, "{info:?}");
         *loads.get_mut(&info.conn.unwrap()).unwrap() += 1;
     }

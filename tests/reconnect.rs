@@ -41,7 +41,7 @@ fn twenty_connections_reset_at_once_come_back_with_every_market() {
     assert_eq!(victims.len(), 20);
     let peers: Vec<_> = victims.values().map(|(_, address)| *address).collect();
     let mut markets: BTreeMap<ConnId, BTreeSet<String>> = BTreeMap::new();
-    for info in rig.handle.subscriptions() {
+    for info in rig.handle.assignments().iter() {
         let conn = info.conn.filter(|conn| victims.contains_key(conn));
         if let Some(conn) = conn {
             markets.entry(conn).or_default().insert(info.ticker.to_string());

@@ -162,6 +162,8 @@ impl Rig {
             message_bytes_max: 1 << 20,
             outgoing_bytes_max: 1 << 16,
             subscribe_timeout: 5 * second,
+            keep_responses: false,
+            single_sids: 0,
             ping_idle: 15 * second,
             pong_timeout: 10 * second,
             write_timeout: 10 * second,

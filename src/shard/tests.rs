@@ -6,6 +6,7 @@ use alloc_tracker::{Allocator, Session};
 
 use super::*;
 use crate::batch::Continuity;
+use crate::code::ExchangeCode;
 use crate::command::Outcome;
 use world::*;
 
@@ -208,8 +209,9 @@ fn a_terminal_error_is_told_once_however_often_it_is_said() {
         r#"{"type":"error","sid":1,"msg":{"code":25,"msg":"Subscription buffer overflow"}}"#;
     let bytes = [ok(1, 1), text(error).repeat(500)].concat();
     world.give(BOOK, &peer, vec![Chunk::Bytes(bytes)], 1.0);
-    let ended =
-        |report: &Report| matches!(report, Report::SubscriptionEnded { code: Some(25), .. });
+    let ended = |report: &Report| {
+        matches!(report, Report::SubscriptionEnded { code: Some(ExchangeCode::BufferOverflow), .. })
+    };
     assert_eq!(world.reports.try_iter().filter(ended).count(), 1);
 }
 

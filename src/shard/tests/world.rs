@@ -7,8 +7,11 @@ use crossbeam_channel::bounded;
 
 use super::super::*;
 use crate::clock::Stamp;
-use crate::ids::Ticker;
+use crate::dialect::Dialect;
+use crate::ids::CommandId;
+use crate::mailbox::Adoption;
 use crate::messages::{Handoff, Messages};
+use crate::request::Ask;
 
 /// What the scripted peer does next.
 pub(super) enum Chunk {
@@ -115,6 +118,8 @@ pub(super) struct World {
     pub(super) counters: Arc<CachePadded<ShardCounters>>,
     pub(super) start: Instant,
     pub(super) next: Next,
+    /// The last command's id.
+    pub(super) asked: u64,
 }
 
 pub(super) const POOL: PoolLayout = PoolLayout::new(1, 1, 1, 2);
@@ -143,6 +148,8 @@ impl World {
                 message_bytes_max: 1 << 20,
                 outgoing_bytes_max: 1 << 16,
                 subscribe_timeout: 5 * second,
+                keep_responses: false,
+                single_sids: 0,
                 ping_idle: 15 * second,
                 pong_timeout: 10 * second,
                 write_timeout: 10 * second,
@@ -159,7 +166,19 @@ impl World {
         });
         orders.send(Order::Listen { sink }).unwrap();
         let next = Next::Now;
-        Self { shard, orders, reports, ready, clock, messages, registry, counters, start, next }
+        Self {
+            shard,
+            orders,
+            reports,
+            ready,
+            clock,
+            messages,
+            registry,
+            counters,
+            start,
+            next,
+            asked: 0,
+        }
     }
 
     /// One turn at this time.
@@ -215,8 +234,14 @@ impl World {
     }
 
     pub(super) fn subscribe(&mut self, seconds: f64) {
-        let market: Ticker = "M".parse().unwrap();
-        let request = Request::Subscribe { role: Role::Orderbook, markets: vec![market] };
+        self.ask(Ask::Subscribe, seconds);
+    }
+
+    /// One more command of the plan.
+    pub(super) fn ask(&mut self, ask: Ask, seconds: f64) {
+        self.asked += 1;
+        let id = CommandId::new(self.asked);
+        let request = ask.request(id, (Dialect::Live, Role::Orderbook), &["M"]);
         self.orders.send(Order::Command { conn: BOOK, epoch: Epoch::new(1), request }).unwrap();
         self.settle(seconds);
     }

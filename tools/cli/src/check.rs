@@ -5,7 +5,8 @@ use std::io::{self, Write};
 use std::time::Duration;
 
 use kalshi_feed::{
-    Cause, Event, Events, Handle, Manager, PoolLayout, Stage, StartError, StaticRegistry, Warning,
+    Cause, Event, Events, ExchangeCode, Handle, Manager, PoolLayout, Stage, StartError,
+    StaticRegistry, Warning,
 };
 use serde::Serialize;
 
@@ -123,7 +124,7 @@ fn watch(events: &Events, handle: &Handle, finished: impl Fn() -> bool) -> Seen 
 struct Seen {
     upgraded: bool,
     cause: Option<Cause>,
-    code: Option<i64>,
+    code: Option<ExchangeCode>,
 }
 
 /// Where the start failed.
@@ -233,7 +234,8 @@ mod tests {
 
     #[test]
     fn a_refusal_is_the_subscriptions() {
-        let error = StartError::GlobalRejected { channel: "ticker", code: 8 };
+        let error =
+            StartError::GlobalRejected { channel: "ticker", code: ExchangeCode::UnknownChannel };
         let seen = Seen { upgraded: true, ..Seen::default() };
         let problem = problem(error, seen).unwrap();
         assert_eq!(problem.step, Step::Subscribe);

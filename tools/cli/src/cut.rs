@@ -107,10 +107,10 @@ impl Cut {
 
 /// Which market each connection has.
 pub(crate) fn assigned(handle: &Handle) -> BTreeSet<(ConnId, String)> {
-    let place = |info: kalshi_feed::SubscriptionInfo| {
-        info.conn.map(|conn| (conn, info.ticker.as_str().to_owned()))
+    let place = |market: kalshi_feed::Assignment<'_>| {
+        market.conn.map(|conn| (conn, market.ticker.to_owned()))
     };
-    handle.subscriptions().into_iter().filter_map(place).collect()
+    handle.assignments().iter().filter_map(place).collect()
 }
 
 /// One of each role first, then evenly over the rest.

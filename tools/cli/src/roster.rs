@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use kalshi_feed::{Cause, ConnId, Event, Role};
+use kalshi_feed::{Cause, ConnId, Event, ExchangeCode, Role};
 
 /// A live connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,7 +19,7 @@ pub(crate) struct Member {
 pub(crate) struct Roster {
     live: BTreeMap<ConnId, Member>,
     trouble: Option<(ConnId, Cause)>,
-    refused: Option<(ConnId, i64, usize)>,
+    refused: Option<(ConnId, ExchangeCode, usize)>,
     thread_lost: Option<String>,
 }
 

@@ -1,0 +1,254 @@
+//! One connection as the plan sees it: its subscription, its markets by what they need, the
+//! commands under way, and what could not be settled. No decision is made here.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Instant;
+
+use super::directory::Directory;
+use super::list::{List, Ranks};
+use super::pace::Pace;
+use crate::code::ExchangeCode;
+use crate::ids::{CommandId, ConnId, Role, Sid};
+use crate::market::{Change, Shelf, Slot};
+use crate::request::Ask;
+
+/// A connection's subscription.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Line {
+    Closed,
+    Opening,
+    /// `renew`: it must be ended and opened anew.
+    Open {
+        sid: Sid,
+        renew: bool,
+    },
+    Closing {
+        sid: Sid,
+    },
+    /// There may be one, and nobody knows its sid. `taken`: the exchange says that there is.
+    Unsure {
+        taken: bool,
+    },
+    /// The exchange is being asked.
+    Asking {
+        taken: bool,
+    },
+}
+
+impl Line {
+    pub(crate) fn sid(self) -> Option<Sid> {
+        match self {
+            Self::Open { sid, .. } | Self::Closing { sid } => Some(sid),
+            _ => None,
+        }
+    }
+}
+
+/// A command under way.
+#[derive(Clone, Debug)]
+pub(crate) struct Flight {
+    pub(crate) id: CommandId,
+    pub(crate) ask: Ask,
+    pub(crate) markets: Vec<Slot>,
+    /// It looks for a market the exchange does not like.
+    pub(crate) search: bool,
+}
+
+/// A command that ended without a reply, and until when one is waited for all the same.
+#[derive(Clone, Debug)]
+pub(crate) struct Overdue {
+    pub(crate) flight: Flight,
+    pub(crate) until: Instant,
+}
+
+/// Markets acknowledged, whose books are due.
+#[derive(Clone, Debug)]
+pub(crate) struct Due {
+    pub(crate) at: Instant,
+    pub(crate) markets: Vec<Slot>,
+}
+
+/// One connection.
+#[derive(Debug)]
+pub(crate) struct Member {
+    pub(crate) conn: ConnId,
+    pub(crate) role: Role,
+    pub(crate) live: bool,
+    pub(crate) down_since: Option<Instant>,
+    pub(crate) line: Line,
+    /// A subscription told to be over before its sid was known to be the line's.
+    pub(crate) over: Option<Sid>,
+    adds: Ranks,
+    deletes: List,
+    rest: List,
+    held: List,
+    /// How many of its markets are wanted, and how many are with the exchange.
+    pub(crate) wanted: usize,
+    pub(crate) present: usize,
+    pub(crate) pace: Pace,
+    pub(crate) flights: Vec<Flight>,
+    pub(crate) overdue: VecDeque<Overdue>,
+    /// Lists to be asked for by themselves, because a longer one was refused; and when the next
+    /// may be.
+    pub(crate) suspects: Vec<(Change, Vec<Slot>)>,
+    pub(crate) search_at: Option<Instant>,
+    pub(crate) due: VecDeque<Due>,
+    /// Markets whose books did not come.
+    pub(crate) bookless: Vec<Slot>,
+    /// When a limit the exchange set is tried again.
+    pub(crate) limited_until: Option<Instant>,
+    /// The code of the last refusal to open the line.
+    pub(crate) refused: Option<ExchangeCode>,
+    pub(crate) own: OwnSids,
+    last_id: u64,
+}
+
+/// Subscriptions of single markets, in the legacy dialect.
+#[derive(Debug, Default)]
+pub(crate) struct OwnSids {
+    pub(crate) by_market: BTreeMap<Slot, Sid>,
+    pub(crate) by_sid: BTreeMap<Sid, Slot>,
+    /// Subscriptions that belong to no market: to be ended.
+    pub(crate) strays: Vec<Sid>,
+    /// There may be subscriptions nobody knows: the exchange must be asked.
+    pub(crate) unsure: bool,
+}
+
+impl OwnSids {
+    pub(crate) fn insert(&mut self, slot: Slot, sid: Sid) {
+        self.by_market.insert(slot, sid);
+        self.by_sid.insert(sid, slot);
+    }
+
+    /// The market's subscription is no more.
+    pub(crate) fn remove(&mut self, sid: Sid) -> Option<Slot> {
+        let slot = self.by_sid.remove(&sid)?;
+        self.by_market.remove(&slot);
+        Some(slot)
+    }
+}
+
+impl Member {
+    pub(crate) fn new(conn: ConnId, role: Role, chunk: usize) -> Self {
+        Self {
+            conn,
+            role,
+            live: false,
+            down_since: None,
+            line: Line::Closed,
+            over: None,
+            adds: Ranks::default(),
+            deletes: List::default(),
+            rest: List::default(),
+            held: List::default(),
+            wanted: 0,
+            present: 0,
+            pace: Pace::new(chunk),
+            flights: Vec::new(),
+            overdue: VecDeque::new(),
+            suspects: Vec::new(),
+            search_at: None,
+            due: VecDeque::new(),
+            bookless: Vec::new(),
+            limited_until: None,
+            refused: None,
+            own: OwnSids::default(),
+            last_id: 0,
+        }
+    }
+
+    /// A new epoch: what was learned of the last one means nothing.
+    pub(crate) fn reset(&mut self) {
+        let chunk = self.pace.chunk_max();
+        let (refused, wanted) = (None, self.wanted);
+        let fresh = Self::new(self.conn, self.role, chunk);
+        let old = std::mem::replace(self, fresh);
+        (self.adds, self.deletes, self.rest, self.held) =
+            (old.adds, old.deletes, old.rest, old.held);
+        (self.live, self.down_since) = (old.live, old.down_since);
+        (self.refused, self.wanted, self.present) = (refused, wanted, old.present);
+    }
+
+    /// The line has this sid.
+    pub(crate) fn opened(&mut self, sid: Sid) {
+        self.line = Line::Open { sid, renew: self.over == Some(sid) };
+    }
+
+    /// Ids are never used twice in an epoch.
+    pub(crate) fn next_id(&mut self) -> CommandId {
+        self.last_id += 1;
+        CommandId::new(self.last_id)
+    }
+
+    pub(crate) fn shelve(&mut self, directory: &mut Directory, slot: Slot, shelf: Shelf, rank: u8) {
+        match shelf {
+            Shelf::Adds => self.adds.push(directory, slot, rank),
+            Shelf::Deletes => self.deletes.push(directory, slot),
+            Shelf::Rest => self.rest.push(directory, slot),
+            Shelf::Held => self.held.push(directory, slot),
+            Shelf::Nowhere | Shelf::Unplaced => {}
+        }
+    }
+
+    pub(crate) fn unshelve(
+        &mut self,
+        directory: &mut Directory,
+        slot: Slot,
+        shelf: Shelf,
+        rank: u8,
+    ) {
+        match shelf {
+            Shelf::Adds => self.adds.remove(directory, slot, rank),
+            Shelf::Deletes => self.deletes.remove(directory, slot),
+            Shelf::Rest => self.rest.remove(directory, slot),
+            Shelf::Held => self.held.remove(directory, slot),
+            Shelf::Nowhere | Shelf::Unplaced => {}
+        }
+    }
+
+    /// The next market that waits for this change.
+    pub(crate) fn first(&self, change: Change) -> Option<Slot> {
+        match change {
+            Change::Add => self.adds.first(),
+            Change::Delete => self.deletes.first(),
+        }
+    }
+
+    /// The market that has been refused for longest.
+    pub(crate) fn first_held(&self) -> Option<Slot> {
+        self.held.first()
+    }
+
+    /// The markets that wait to be added, the highest priority first.
+    pub(crate) fn waiting(&self, directory: &Directory) -> Vec<Slot> {
+        let mut all = Vec::new();
+        self.adds.collect(directory, &mut all);
+        all
+    }
+
+    /// All its markets.
+    pub(crate) fn markets(&self, directory: &Directory) -> Vec<Slot> {
+        let mut all = self.waiting(directory);
+        for list in [&self.deletes, &self.rest, &self.held] {
+            list.collect(directory, &mut all);
+        }
+        all
+    }
+
+    /// The command of this id, which is over.
+    pub(crate) fn land(&mut self, id: CommandId) -> Option<Flight> {
+        let index = self.flights.iter().position(|flight| flight.id == id)?;
+        Some(self.flights.swap_remove(index))
+    }
+
+    /// The command of this id, whose reply came late.
+    pub(crate) fn land_late(&mut self, id: CommandId) -> Option<Flight> {
+        let index = self.overdue.iter().position(|overdue| overdue.flight.id == id)?;
+        self.overdue.remove(index).map(|overdue| overdue.flight)
+    }
+
+    /// Whether a search for an unwelcome market is under way.
+    pub(crate) fn searches(&self) -> bool {
+        self.flights.iter().any(|flight| flight.search)
+    }
+}

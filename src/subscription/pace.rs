@@ -1,0 +1,186 @@
+//! How fast, and how much at a time, one connection may be asked: what refusals teach. Pure.
+
+use std::time::{Duration, Instant};
+
+use crate::timer::after;
+
+/// Delay after trouble: the first, and the longest.
+const TROUBLE_DELAY: Duration = Duration::from_secs(1);
+const TROUBLE_DELAY_MAX: Duration = Duration::from_secs(60);
+/// So long without any, trouble is forgotten; the delays start from the beginning.
+const TROUBLE_OVER: Duration = Duration::from_secs(120);
+/// Time between commands once the exchange says they are too many: the first, and the longest.
+const SPACING: Duration = Duration::from_millis(100);
+const SPACING_MAX: Duration = Duration::from_secs(10);
+/// Below this, it is as good as none.
+const SPACING_MIN: Duration = Duration::from_millis(10);
+
+/// The pace of one connection.
+#[derive(Clone, Debug)]
+pub(crate) struct Pace {
+    /// Markets in one command.
+    chunk: usize,
+    chunk_max: usize,
+    /// Nothing is sent before this time, after trouble.
+    hold: Option<Instant>,
+    /// Refusals and subscriptions that ended by themselves, and when the last one was.
+    troubles: u32,
+    troubled: Option<Instant>,
+    /// Time between two commands, and when the next may go.
+    spacing: Duration,
+    next: Option<Instant>,
+}
+
+impl Pace {
+    pub(crate) fn new(chunk_max: usize) -> Self {
+        Self {
+            chunk: chunk_max,
+            chunk_max,
+            hold: None,
+            troubles: 0,
+            troubled: None,
+            spacing: Duration::ZERO,
+            next: None,
+        }
+    }
+
+    /// Markets one command may name.
+    pub(crate) fn chunk(&self) -> usize {
+        self.chunk
+    }
+
+    /// Markets a command may name when all is well.
+    pub(crate) fn chunk_max(&self) -> usize {
+        self.chunk_max
+    }
+
+    /// When something may be sent again, if not now.
+    pub(crate) fn held_until(&self, now: Instant) -> Option<Instant> {
+        let hold = self.hold.filter(|&hold| hold > now);
+        let next = self.next.filter(|&next| next > now);
+        hold.into_iter().chain(next).max()
+    }
+
+    /// A refusal, or a subscription that ended: nothing more is sent for a while that doubles
+    /// each time, so that no exchange can make us repeat ourselves without pause.
+    pub(crate) fn trouble(&mut self, now: Instant) {
+        if self.is_calm(now) {
+            self.troubles = 0;
+        }
+        let doubled = TROUBLE_DELAY.saturating_mul(2u32.saturating_pow(self.troubles.min(10)));
+        self.wait(now, doubled.min(TROUBLE_DELAY_MAX));
+        self.troubles = self.troubles.saturating_add(1);
+        self.troubled = Some(now);
+    }
+
+    /// The same, but once in a while it is forgiven at once; books should not wait.
+    pub(crate) fn trouble_once(&mut self, now: Instant) {
+        let (calm, hold) = (self.is_calm(now), self.hold);
+        self.trouble(now);
+        if calm {
+            self.hold = hold;
+        }
+    }
+
+    /// Asking again soon changes nothing.
+    pub(crate) fn refused(&mut self, now: Instant) {
+        self.trouble(now);
+        self.wait(now, TROUBLE_DELAY_MAX);
+    }
+
+    fn wait(&mut self, now: Instant, delay: Duration) {
+        self.hold = self.hold.max(Some(after(now, delay)));
+    }
+
+    /// Whether there was no trouble for so long that it is forgotten.
+    fn is_calm(&self, now: Instant) -> bool {
+        self.troubled.is_none_or(|last| after(last, TROUBLE_OVER) <= now)
+    }
+
+    /// The exchange says these are too many commands. What was already on its way says so too,
+    /// and counts once.
+    pub(crate) fn too_fast(&mut self, now: Instant) {
+        if self.next.is_none_or(|next| next <= now) || self.spacing.is_zero() {
+            self.spacing = (self.spacing * 2).clamp(SPACING, SPACING_MAX);
+        }
+        self.next = Some(after(now, self.spacing));
+    }
+
+    /// A command was sent.
+    pub(crate) fn sent(&mut self, now: Instant) {
+        if !self.spacing.is_zero() {
+            self.next = Some(after(now, self.spacing));
+        }
+    }
+
+    /// A command was carried out: a little faster.
+    pub(crate) fn went_well(&mut self) {
+        self.spacing = self.spacing * 7 / 8;
+        if self.spacing < SPACING_MIN {
+            (self.spacing, self.next) = (Duration::ZERO, None);
+        }
+    }
+
+    /// A list of this length was too long: the next ones are half of it. False when it cannot be
+    /// shorter; then lists may be long again, and something else must give.
+    pub(crate) fn halve(&mut self, length: usize) -> bool {
+        if length <= 1 {
+            self.chunk = self.chunk_max;
+            return false;
+        }
+        self.chunk = self.chunk.min(length / 2).max(1);
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn held(pace: &Pace, now: Instant) -> Duration {
+        pace.held_until(now).map_or(Duration::ZERO, |until| until - now)
+    }
+
+    #[test]
+    fn trouble_doubles_to_a_minute_and_is_forgotten() {
+        let mut pace = Pace::new(500);
+        let mut now = crate::clock::now();
+        for seconds in [1, 2, 4, 8, 16, 32, 60, 60] {
+            pace.trouble(now);
+            assert_eq!(held(&pace, now), Duration::from_secs(seconds));
+            now += Duration::from_secs(seconds);
+        }
+        now += TROUBLE_OVER;
+        pace.trouble_once(now);
+        assert_eq!(held(&pace, now), Duration::ZERO);
+        pace.trouble_once(now);
+        assert_eq!(held(&pace, now), Duration::from_secs(2));
+    }
+
+    #[test]
+    fn too_many_commands_slow_it_down_and_success_speeds_it_up() {
+        let mut pace = Pace::new(500);
+        let mut now = crate::clock::now();
+        (0..4).for_each(|_| pace.too_fast(now));
+        assert_eq!(held(&pace, now), SPACING);
+        now += SPACING;
+        pace.sent(now);
+        assert_eq!(held(&pace, now), SPACING);
+        now += SPACING;
+        pace.too_fast(now);
+        assert_eq!(held(&pace, now), SPACING * 2);
+        (0..40).for_each(|_| pace.went_well());
+        assert_eq!(held(&pace, now), Duration::ZERO);
+    }
+
+    #[test]
+    fn lists_too_long_are_halved_down_to_one() {
+        let mut pace = Pace::new(500);
+        assert!(pace.halve(500) && pace.halve(500));
+        assert_eq!(pace.chunk(), 250);
+        assert!(pace.halve(2));
+        assert_eq!(pace.chunk(), 1);
+        assert!(!pace.halve(1));
+        assert_eq!(pace.chunk(), 500);
+    }
+}

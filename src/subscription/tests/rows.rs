@@ -1,0 +1,600 @@
+//! Single cases, many of them rows of the fault matrix, named by the first letters.
+
+use super::*;
+use crate::market::MarketState;
+
+/// Markets 0 to `count`, wanted.
+fn holding(world: &mut World, count: u16) {
+    (0..count).for_each(|number| world.want(number, 0));
+    world.flow();
+}
+
+fn state(world: &mut World, number: u16) -> Option<MarketState> {
+    let ticker: Ticker = ticker(number).parse().unwrap();
+    world.plan.info(&ticker, world.now).map(|info| info.state)
+}
+
+fn loads(world: &World) -> Vec<usize> {
+    world.peers[1..].iter().map(|peer| peer.streams().count()).collect()
+}
+
+/// How many commands of this kind, and markets in them.
+fn count(sent: &[(usize, String, Vec<String>)], action: &str) -> (usize, usize) {
+    let of_kind = sent.iter().filter(|(_, name, _)| name == action);
+    (of_kind.clone().count(), of_kind.map(|(_, _, markets)| markets.len()).sum())
+}
+
+// M. Markets and assignment.
+
+#[test]
+fn m1_a_thousand_changes_of_one_market_cost_one_command() {
+    let mut world = World::new(settings(Dialect::Live));
+    world.up(1);
+    for _ in 0..1_000 {
+        world.want(1, 0);
+        world.unwant(1);
+    }
+    world.want(1, 0);
+    world.pump();
+    let sent = world.named();
+    assert_eq!(count(&sent, "subscribe"), (1, 1), "{sent:?}");
+}
+
+#[test]
+fn m1_a_burst_goes_out_in_full_lists_within_the_cap() {
+    let settings = SubscriptionSettings {
+        chunk: 500,
+        markets_per_connection: 7_500,
+        in_flight: 4,
+        ..settings(Dialect::Live)
+    };
+    let mut plan = Subscriptions::new(pool(), settings, crate::clock::now());
+    let now = crate::clock::now();
+    (2..5).for_each(|conn| plan.up(ConnId::new(conn)));
+    for number in 0..7_500 * usize::from(BOOKS) + 10 {
+        plan.want(&format!("KXDEMO-26NOV01-T{number}"), 0, now);
+    }
+    assert_eq!(plan.place(now), Some(Unplaced::PoolFull));
+    assert_eq!(plan.waiting(), 10);
+    let text = |step: Option<Step>| match step {
+        Some(Step::Send(request)) => request.text,
+        other => panic!("{other:?}"),
+    };
+    let first = text(plan.next(ConnId::new(2), now));
+    assert_eq!(first.matches("KXDEMO").count(), 500);
+    assert!(first.len() < 16_384, "one TLS record: {}", first.len());
+}
+
+#[test]
+fn m2_what_was_in_flight_when_the_connection_fell_is_replayed_in_bulk() {
+    let mut world = World::new(settings(Dialect::Live));
+    world.up(1);
+    holding(&mut world, 5);
+    world.want(7, 0);
+    world.unwant(0);
+    world.pump();
+    world.down(1);
+    world.unwant(1);
+    world.want(8, 0);
+    world.named();
+    world.up(1);
+    world.flow();
+    let sent = world.named();
+    assert_eq!(count(&sent, "subscribe"), (1, 4), "{sent:?}");
+    assert_eq!(count(&sent, "add_markets"), (1, 1), "{sent:?}");
+    world.quiesce();
+    world.check_settled();
+}
+
+#[test]
+fn m3_what_finds_no_room_waits_is_counted_and_is_placed_when_there_is_some() {
+    let small = SubscriptionSettings { markets_per_connection: 2, ..settings(Dialect::Live) };
+    let mut world = World::new(small);
+    world.want(0, 0);
+    assert_eq!(world.plan.place(world.now), Some(Unplaced::NoHealthyConnections));
+    assert_eq!(state(&mut world, 0), Some(MarketState::Unplaced));
+    (1..=3).for_each(|index| world.up(index));
+    holding(&mut world, 8);
+    assert_eq!(world.plan.place(world.now), Some(Unplaced::PoolFull));
+    assert_eq!((world.plan.waiting(), loads(&world)), (2, vec![2, 2, 2]));
+    world.unwant(0);
+    world.unwant(1);
+    world.flow();
+    assert_eq!((world.plan.waiting(), world.plan.place(world.now)), (0, None));
+    world.quiesce();
+    world.check_settled();
+}
+
+#[test]
+fn m3_markets_that_come_and_go_while_there_is_no_room_leave_nothing_behind() {
+    let mut world = World::new(settings(Dialect::Live));
+    for _ in 0..5_000 {
+        (0..10).for_each(|number| world.want(number, 1));
+        (0..10).for_each(|number| world.unwant(number));
+        assert_eq!(world.plan.directory.len(), 0);
+    }
+    assert!(world.plan.directory.bytes() < 200_000, "{}", world.plan.directory.bytes());
+}
+
+#[test]
+fn m4_dropping_one_market_deletes_it_and_leaves_the_others_alone() {
+    let mut world = World::new(settings(Dialect::Live));
+    world.up(1);
+    holding(&mut world, 3);
+    world.named();
+    world.unwant(1);
+    world.flow();
+    let sent = world.named();
+    assert_eq!(sent.len(), 1, "{sent:?}");
+    assert_eq!(count(&sent, "delete_markets"), (1, 1));
+    let left: Vec<_> = world.peers[1].streams().cloned().collect();
+    assert_eq!(left, ["M0", "M2"]);
+}
+
+#[test]
+fn m4_the_last_market_takes_the_subscription_along() {
+    let mut world = World::new(settings(Dialect::Live));
+    world.up(1);
+    holding(&mut world, 2);
+    world.named();
+    world.unwant(0);
+    world.unwant(1);
+    world.flow();
+    let sent = world.named();
+    assert_eq!((sent.len(), count(&sent, "unsubscribe")), (1, (1, 0)), "{sent:?}");
+}
+
+#[test]
+fn m5_doubled_and_unknown_changes_change_nothing() {
+    let mut world = World::up_all();
+    world.unwant(3);
+    assert_eq!(world.plan.directory.len(), 0);
+    holding(&mut world, 3);
+    world.named();
+    (0..3).for_each(|number| world.want(number, 0));
+    world.unwant(9);
+    world.flow();
+    assert_eq!((world.named(), world.plan.totals()), (vec![], (3, 3)));
+}
+
+#[test]
+fn markets_spread_evenly_over_what_is_healthy_and_stay_there() {
+    let mut world = World::up_all();
+    holding(&mut world, 12);
+    assert_eq!(loads(&world), [4, 4, 4]);
+    world.down(2);
+    world.flow();
+    assert_eq!(loads(&world), [4, 0, 4], "they wait for their own");
+    world.up(2);
+    world.flow();
+    assert_eq!(loads(&world), [4, 4, 4]);
+}
+
+#[test]
+fn markets_of_a_connection_given_up_move_to_the_others() {
+    let mut world = World::up_all();
+    holding(&mut world, 12);
+    world.unwant(0);
+    world.down(2);
+    world.plan.abandon(World::conn(2), world.now);
+    world.flow();
+    assert_eq!((loads(&world).iter().sum::<usize>(), loads(&world)[1]), (11, 0));
+}
+
+#[test]
+fn markets_of_a_connection_that_stays_down_move_once_and_are_not_fought_over() {
+    let after = Some(Duration::from_secs(20));
+    let mut world =
+        World::new(SubscriptionSettings { migrate_after: after, ..settings(Dialect::Live) });
+    (0..4).for_each(|index| world.up(index));
+    holding(&mut world, 12);
+    world.down(2);
+    world.pass(19);
+    world.flow();
+    assert_eq!(loads(&world), [4, 0, 4]);
+    assert_eq!(world.plan.next_deadline(world.now), Some(world.now + Duration::from_secs(1)));
+    world.pass(1);
+    world.flow();
+    assert_eq!(loads(&world), [6, 0, 6]);
+    world.up(2);
+    world.want(12, 0);
+    world.quiesce();
+    assert_eq!(loads(&world), [6, 1, 6]);
+    world.check_settled();
+}
+
+#[test]
+fn in_a_general_outage_no_market_moves() {
+    let after = Some(Duration::from_secs(20));
+    let mut world =
+        World::new(SubscriptionSettings { migrate_after: after, ..settings(Dialect::Live) });
+    (0..4).for_each(|index| world.up(index));
+    holding(&mut world, 12);
+    (1..4).for_each(|index| world.down(index));
+    world.pass(3_600);
+    world.up(1);
+    world.flow();
+    assert_eq!(loads(&world), [4, 0, 0]);
+}
+
+#[test]
+fn those_that_matter_most_go_first_at_first_and_after_a_storm() {
+    let mut world = World::new(settings(Dialect::Live));
+    world.up(1);
+    (0..12).for_each(|number| world.want(number, u8::try_from(number % 3).unwrap()));
+    for _ in 0..2 {
+        world.named();
+        world.flow();
+        let order: Vec<String> =
+            world.named().into_iter().flat_map(|(_, _, names)| names).collect();
+        let ranks: Vec<u8> = order.iter().map(|name| world.wanted[name]).collect();
+        assert_eq!(ranks, [2, 2, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0], "{order:?}");
+        world.down(1);
+        world.up(1);
+    }
+}
+
+#[test]
+fn a_priority_changed_while_waiting_counts() {
+    let mut world = World::new(settings(Dialect::Live));
+    (0..12).for_each(|number| world.want(number, 0));
+    world.want(9, 200);
+    world.up(1);
+    world.pump();
+    assert_eq!(world.named()[0].2[0], "M9");
+}
+
+// E. Commands.
+
+#[test]
+fn e3_a_late_reply_is_reconciled() {
+    let mut world = World::new(settings(Dialect::Live));
+    world.up(1);
+    holding(&mut world, 1);
+    world.want(1, 0);
+    world.pump();
+    world.peers[1].take(Fate::Slow);
+    world.pass(6);
+    world.unwant(1);
+    world.flow();
+    // The exchange adds it now, after it was deleted; only the late reply tells.
+    assert_eq!(loads(&world)[0], 1);
+    world.quiesce();
+    world.check_settled();
+}
+
+#[test]
+fn e4_what_timed_out_is_uncertain_and_asked_again() {
+    let mut world = World::new(settings(Dialect::Live));
+    world.up(1);
+    holding(&mut world, 1);
+    world.want(1, 0);
+    world.pump();
+    world.peers[1].take(Fate::Lost);
+    world.pass(5);
+    assert_eq!(state(&mut world, 1), Some(MarketState::Uncertain));
+    world.flow();
+    assert_eq!(state(&mut world, 1), Some(MarketState::Subscribed));
+}
+
+#[test]
+fn e4_a_subscribe_that_timed_out_is_looked_for_not_repeated() {
+    for fate in [Fate::Unheard, Fate::Lost] {
+        let mut world = World::new(settings(Dialect::Live));
+        world.up(1);
+        world.want(0, 0);
+        world.pump();
+        world.peers[1].take(fate);
+        world.pass(5);
+        world.named();
+        world.flow();
+        let sent = world.named();
+        assert_eq!(count(&sent, "list_subscriptions").0, 1, "{sent:?}");
+        let again = count(&sent, "subscribe").0;
+        assert_eq!(again, usize::from(fate == Fate::Lost), "{sent:?}");
+        world.quiesce();
+        world.check_settled();
+    }
+}
+
+#[test]
+fn e9_ids_begin_anew_with_each_epoch_and_old_ends_mean_nothing() {
+    let mut world = World::new(settings(Dialect::Live));
+    world.up(1);
+    holding(&mut world, 1);
+    world.down(1);
+    world.up(1);
+    world.flow();
+    world.quiesce();
+    world.check_settled();
+}
+
+#[test]
+fn e10_terminal_errors_end_the_subscription_and_open_it_anew() {
+    for (code, silent) in [(25, true), (25, false), (10, true), (10, false)] {
+        let mut world = World::new(settings(Dialect::Live));
+        world.up(1);
+        holding(&mut world, 6);
+        world.named();
+        assert!(world.peers[1].terminate(false, silent, code));
+        world.deliver(1);
+        world.flow();
+        let sent = world.named();
+        assert_eq!(count(&sent, "unsubscribe").0, 1, "{sent:?}");
+        assert_eq!(loads(&world)[0], 6, "at once, the first time");
+    }
+}
+
+#[test]
+fn e10_an_exchange_that_ends_every_subscription_is_not_asked_without_pause() {
+    let mut world = World::new(settings(Dialect::Live));
+    world.up(1);
+    world.want(1, 0);
+    for _ in 0..3_600 {
+        world.flow();
+        world.peers[1].terminate(false, true, 25);
+        world.deliver(1);
+        world.pass(1);
+    }
+    let subscribes = count(&world.named(), "subscribe").0;
+    assert!((50..200).contains(&subscribes), "{subscribes} in an hour");
+}
+
+#[test]
+fn e10_what_does_not_fit_goes_to_other_connections() {
+    let mut world = World::up_all();
+    world.peers[1].limit = 2;
+    holding(&mut world, 12);
+    assert_eq!(loads(&world), [2, 5, 5]);
+    let commands: usize = world.peers[1].taken.values().sum();
+    assert!(commands < 12, "{commands} to find the limit");
+    world.unwant(0);
+    world.want(12, 0);
+    world.quiesce();
+    world.check_settled();
+}
+
+#[test]
+fn e10_too_many_requests_slow_that_connection_down() {
+    let mut world = World::up_all();
+    (0..12).for_each(|number| world.want(number, 0));
+    world.pump();
+    world.peers[1].take(Fate::Refused(27));
+    world.deliver(1);
+    world.named();
+    world.pump();
+    assert!(world.named().iter().all(|(index, ..)| *index != 1), "not now");
+    let due = world.plan.next_deadline(world.now).unwrap() - world.now;
+    assert_eq!(due, Duration::from_millis(100));
+    world.now += due;
+    world.pump();
+    assert_eq!(world.named().iter().filter(|(index, ..)| *index == 1).count(), 1);
+    world.quiesce();
+    world.check_settled();
+}
+
+#[test]
+fn e10_a_command_the_exchange_did_not_finish_is_reconciled() {
+    for fate in [Fate::Timeout, Fate::Refused(18)] {
+        let mut world = World::new(settings(Dialect::Live));
+        world.up(1);
+        (0..6).for_each(|number| world.want(number, 0));
+        for _ in 0..4 {
+            world.pump();
+            world.peers[1].take(fate);
+            world.deliver(1);
+        }
+        world.quiesce();
+        world.check_settled();
+    }
+}
+
+#[test]
+fn e10_a_subscription_there_already_is_found_and_used() {
+    for lists in [true, false] {
+        let mut world = World::new(settings(Dialect::Live));
+        world.up(1);
+        world.peers[1].lists = lists;
+        world.want(0, 0);
+        world.pump();
+        world.peers[1].take(Fate::Unheard);
+        world.pass(5);
+        world.pump();
+        world.peers[1].take(Fate::Refused(6));
+        world.deliver(1);
+        world.quiesce();
+        world.check_settled();
+        let lost = world.peers[1].taken.get("list_subscriptions").is_none();
+        assert_eq!(lost, !lists, "where nothing tells the sid, a new connection does");
+    }
+}
+
+#[test]
+fn e10_the_market_the_exchange_does_not_like_is_found_and_told_and_the_rest_kept() {
+    let settings =
+        SubscriptionSettings { chunk: 500, markets_per_connection: 500, ..settings(Dialect::Live) };
+    let mut plan = Subscriptions::new(pool(), settings, crate::clock::now());
+    let mut now = crate::clock::now();
+    let conn = ConnId::new(2);
+    plan.up(conn);
+    (0..499).for_each(|number| plan.want(&format!("M{number}"), 0, now));
+    plan.want("BAD", 0, now);
+    plan.place(now);
+    let mut commands = 0;
+    let mut sid = None;
+    let mut refused = Vec::new();
+    while plan.totals().1 < 499 || refused.is_empty() {
+        while let Some(Step::Send(request)) = plan.next(conn, now) {
+            commands += 1;
+            assert!(commands < 30);
+            let bad = request.text.contains("BAD");
+            sid = sid.or_else(|| (!bad).then_some(Sid::new(1)));
+            let code = ExchangeCode::InvalidParameter;
+            let outcome = if bad {
+                crate::command::Outcome::Rejected { code }
+            } else {
+                crate::command::Outcome::Ok
+            };
+            let (id, expects) = (request.id, request.expects);
+            let ended = crate::command::Ended { id, expects, outcome, sid, detail: None };
+            plan.ended(conn, &ended, now);
+        }
+        refused.extend(plan.take_refusals());
+        now = plan.next_deadline(now).unwrap();
+    }
+    let (ticker, code) = ("BAD".parse().unwrap(), ExchangeCode::InvalidParameter);
+    assert_eq!(refused, [Refusal { conn, ticker, code }]);
+    // Asked for again after minutes, and not before.
+    let until = now + Duration::from_secs(300);
+    while now < until {
+        assert!(
+            plan.next(conn, now)
+                .is_none_or(|step| matches!(step, Step::Send(r) if !r.text.contains("BAD")))
+        );
+        now += Duration::from_secs(10);
+        plan.tick(now);
+    }
+    now += Duration::from_secs(10);
+    plan.tick(now);
+    assert!(matches!(plan.next(conn, now), Some(Step::Send(r)) if r.text.contains("BAD")));
+}
+
+#[test]
+fn e10_a_refusal_for_good_is_a_long_hold() {
+    let mut world = World::new(settings(Dialect::Live));
+    world.up(0);
+    world.pump();
+    world.peers[0].take(Fate::Refused(9));
+    world.deliver(0);
+    assert_eq!(world.plan.refused(World::conn(0)), Some(ExchangeCode::AuthenticationRequired));
+    let due = world.plan.next_deadline(world.now).unwrap() - world.now;
+    assert_eq!(due, Duration::from_secs(60));
+    world.quiesce();
+    assert!(world.plan.is_open(World::conn(0)));
+}
+
+#[test]
+fn e11_nothing_is_asked_of_a_connection_that_is_not_live_or_leaves_too_much_unanswered() {
+    let mut world = World::new(settings(Dialect::Live));
+    holding(&mut world, 3);
+    assert!(world.named().is_empty());
+    world.up(1);
+    holding(&mut world, 4);
+    world.want(8, 0);
+    for _ in 0..20 {
+        world.pump();
+        while !world.peers[1].inbox.is_empty() {
+            world.peers[1].take(Fate::Lost);
+        }
+        world.pass(5);
+    }
+    // One asked again every five seconds, and each counted for a minute.
+    let asked = world.named().len();
+    assert!(asked <= 3 + 20, "{asked}");
+    world.quiesce();
+    world.check_settled();
+}
+
+// Books that do not come.
+
+#[test]
+fn a_market_without_a_book_five_seconds_after_its_acknowledgement_is_asked_for_once() {
+    let mut world = World::new(settings(Dialect::Live));
+    world.up(1);
+    holding(&mut world, 3);
+    world.plan.books_came(World::conn(1), "M0\nM2\nunknown\n");
+    world.named();
+    world.pass(4);
+    world.flow();
+    assert!(world.named().is_empty());
+    world.pass(1);
+    world.flow();
+    let sent = world.named();
+    assert_eq!(count(&sent, "get_snapshot"), (1, 1), "{sent:?}");
+    assert_eq!(sent[0].2, ["M1"]);
+    world.pass(60);
+    world.flow();
+    assert!(world.named().is_empty(), "once");
+}
+
+// The legacy dialect.
+
+#[test]
+fn legacy_each_market_has_a_subscription_of_its_own() {
+    let mut world = World::new(settings(Dialect::Legacy));
+    (0..4).for_each(|index| world.up(index));
+    holding(&mut world, 6);
+    let sent = world.named();
+    assert_eq!(count(&sent, "subscribe"), (7, 6), "{sent:?}");
+    assert_eq!(world.plan.open(), 7);
+    world.unwant(2);
+    world.flow();
+    let sent = world.named();
+    assert_eq!((sent.len(), count(&sent, "unsubscribe").0), (1, 1), "{sent:?}");
+    world.quiesce();
+    world.check_settled();
+}
+
+#[test]
+fn legacy_a_subscription_nobody_knows_is_ended() {
+    for lists in [true, false] {
+        let mut world = World::new(settings(Dialect::Legacy));
+        world.up(1);
+        world.peers[1].lists = lists;
+        world.want(0, 0);
+        world.pump();
+        world.peers[1].take(Fate::Unheard);
+        world.pass(5);
+        world.unwant(0);
+        world.quiesce();
+        world.check_settled();
+    }
+}
+
+#[test]
+fn legacy_a_late_reply_tells_whose_the_sid_is() {
+    let mut world = World::new(settings(Dialect::Legacy));
+    world.up(1);
+    world.want(0, 0);
+    world.pump();
+    world.peers[1].take(Fate::Slow);
+    world.pass(6);
+    world.pump();
+    world.peers[1].finish();
+    world.deliver(1);
+    assert_eq!(state(&mut world, 0), Some(MarketState::Subscribed));
+    world.quiesce();
+    world.check_settled();
+}
+
+// Cost.
+
+#[test]
+fn a_million_markets_cost_less_than_a_hundred_bytes_each() {
+    const MARKETS: u64 = 200_000;
+    let settings = SubscriptionSettings {
+        chunk: 500,
+        markets_per_connection: 1 << 20,
+        ..settings(Dialect::Live)
+    };
+    let now = crate::clock::now();
+    let mut plan = Subscriptions::new(pool(), settings, now);
+    (2..5).for_each(|conn| plan.up(ConnId::new(conn)));
+    for number in 0..MARKETS {
+        plan.want(&format!("KXBTCD-26NOV2317-T{number:08}"), 0, now);
+    }
+    plan.place(now);
+    for conn in (2..5).map(ConnId::new) {
+        while let Some(Step::Send(request)) = plan.next(conn, now) {
+            let (id, expects) = (request.id, request.expects);
+            let (outcome, sid) = (crate::command::Outcome::Ok, Some(Sid::new(1)));
+            let ended = crate::command::Ended { id, expects, outcome, sid, detail: None };
+            plan.ended(conn, &ended, now);
+        }
+    }
+    assert_eq!(plan.totals(), (MARKETS, MARKETS));
+    // All else is by connection or by command under way: lists are threaded through the table.
+    let bytes = plan.directory.bytes() / MARKETS;
+    println!("{bytes} bytes a market, 26 of them its ticker");
+    assert!(bytes < 100, "{bytes} bytes a market");
+}
