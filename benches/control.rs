@@ -22,7 +22,7 @@ use kalshi_feed::{
     RegistryHost, Ticker,
 };
 use peers::{Sim, SimSettings, pin};
-use serde_json::json;
+use serde_json::{Value, json};
 use support::engine::{settings, threads_cpu};
 use support::plot::{self, Point};
 use support::{FAR, Flags, NEAR, POOL, round};
@@ -129,56 +129,15 @@ fn main() {
     };
     let mut sim = Sim::start_with(&peers::executable(), setup, &["--levels", "1"]);
     let facts = sim.facts.clone();
-    let config =
-        settings(&facts, POOL, vec![FAR]).connect_interval(Duration::ZERO).build().unwrap();
+    let config = settings(&facts, POOL, vec![FAR]).connect_interval(Duration::ZERO);
     let (registry, host) = ChannelRegistry::new([], CHANGES, CHANGES);
-    let mut manager = Manager::new(config, registry);
+    let mut manager = Manager::new(config.build().unwrap(), registry);
     let messages = manager.messages().unwrap();
     let consumer = std::thread::spawn(move || consume(messages));
     manager.start().unwrap();
     let bench = Bench { handle: manager.handle(), registry: host };
     bench.all_live();
-    let created = |ticker: &String| {
-        let ticker: Ticker = ticker.parse().unwrap();
-        MarketChange::created(ticker, MarketStatus::Active)
-    };
-    let (first, last) = facts.markets.split_at(facts.markets.len().saturating_sub(ADDED));
-    let changes: Vec<_> = facts.markets.iter().map(created).collect();
-    let before = rss();
-    drop(changes);
-
-    let filling = bench.run(first.iter().map(created).collect(), first.len() as u64);
-    println!("{} markets confirmed after {:.2} s", first.len(), filling.seconds);
-    let before_adding = bench.handle.stats();
-    let adding = bench.run(last.iter().map(created).collect(), markets);
-    println!("{} more after {:.2} s", last.len(), adding.seconds);
-    let after_adding = bench.handle.stats();
-    bench.drained();
-    let bytes = rss().saturating_sub(before) as f64 / markets as f64;
-    let storm = storm(&bench, &mut sim, markets);
-    println!("{} lost and back after {:.2} s", storm.0, storm.1);
-    let gone = &facts.markets[..SETTLED.min(facts.markets.len())];
-    let settled = gone.iter().map(|ticker| MarketChange::settled(ticker.parse().unwrap()));
-    let settling = bench.run(settled.collect(), markets - gone.len() as u64);
-    println!("{} settled after {:.2} s", gone.len(), settling.seconds);
-
-    let per = |phase: &Phase, count: usize| phase.cpu_us * count as f64;
-    let cpu = (per(&filling, first.len()) + per(&adding, last.len())) / markets as f64;
-    let object = json!({
-        "markets": markets,
-        "bytes_per_market": round(bytes, 1),
-        "cpu_us_per_market": round(cpu, 2),
-        "seconds_to_all_confirmed": round(filling.seconds + adding.seconds, 2),
-        "storm_markets": storm.0,
-        "storm_seconds": round(storm.1, 2),
-        "unsubscribe_us": round(settling.cpu_us, 2),
-        "control_us": spread(&after_adding.control_ns.since(&before_adding.control_ns)),
-        "cycle_us": spread(&after_adding.cycle_ns.since(&before_adding.cycle_ns)),
-        "subscribe_errors": after_adding.subscribe_errors,
-    });
-    let start = filling.curve.last().map_or(0.0, |point| point.x);
-    let more = adding.curve.iter().map(|point| Point { x: point.x + start, y: point.y });
-    let curve: Vec<_> = filling.curve.iter().copied().chain(more).collect();
+    let (object, curve) = measure(&bench, &mut sim, &facts.markets);
     plot::line("control", "Confirmed markets over seconds", &curve);
     let report = manager.stop(Duration::from_secs(5));
     assert!(report.stuck.is_empty() && report.panicked.is_empty(), "{report:?}");
@@ -188,6 +147,50 @@ fn main() {
     } else {
         println!("{object:#}");
     }
+}
+
+/// All phases, one after another: the figures, and the confirmed markets over time.
+fn measure(bench: &Bench, sim: &mut Sim, tickers: &[String]) -> (Value, Vec<Point>) {
+    let markets = tickers.len() as u64;
+    let created = |ticker: &String| {
+        MarketChange::created(ticker.parse::<Ticker>().unwrap(), MarketStatus::Active)
+    };
+    let changes = |tickers: &[String]| tickers.iter().map(created).collect::<Vec<_>>();
+    let (first, last) = tickers.split_at(tickers.len().saturating_sub(ADDED));
+    // What the bench itself needs to tell of them is there before, not counted.
+    drop(changes(tickers));
+    let before = rss();
+    let filling = bench.run(changes(first), first.len() as u64);
+    eprintln!("{} markets confirmed after {:.2} s", first.len(), filling.seconds);
+    let before_adding = bench.handle.stats();
+    let adding = bench.run(changes(last), markets);
+    eprintln!("{} more after {:.2} s", last.len(), adding.seconds);
+    let after_adding = bench.handle.stats();
+    bench.drained();
+    let bytes = rss().saturating_sub(before) as f64 / markets as f64;
+    let (lost, back) = storm(bench, sim, markets);
+    eprintln!("{lost} lost and back after {back:.2} s");
+    let gone = &tickers[..SETTLED.min(tickers.len())];
+    let settled = gone.iter().map(|ticker| MarketChange::settled(ticker.parse().unwrap()));
+    let settling = bench.run(settled.collect(), markets - gone.len() as u64);
+    eprintln!("{} settled after {:.2} s", gone.len(), settling.seconds);
+    let per = |phase: &Phase, count: usize| phase.cpu_us * count as f64;
+    let cpu = (per(&filling, first.len()) + per(&adding, last.len())) / markets as f64;
+    let object = json!({
+        "markets": markets,
+        "bytes_per_market": round(bytes, 1),
+        "cpu_us_per_market": round(cpu, 2),
+        "seconds_to_all_confirmed": round(filling.seconds + adding.seconds, 2),
+        "storm_markets": lost,
+        "storm_seconds": round(back, 2),
+        "unsubscribe_us": round(settling.cpu_us, 2),
+        "control_us": spread(&after_adding.control_ns.since(&before_adding.control_ns)),
+        "cycle_us": spread(&after_adding.cycle_ns.since(&before_adding.cycle_ns)),
+        "subscribe_errors": after_adding.subscribe_errors,
+    });
+    let start = filling.curve.last().map_or(0.0, |point| point.x);
+    let more = adding.curve.iter().map(|point| Point { x: point.x + start, y: point.y });
+    (object, filling.curve.iter().copied().chain(more).collect())
 }
 
 /// Cuts connections; how many markets that took along, and how long until all were back.

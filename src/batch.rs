@@ -103,6 +103,20 @@ impl Entry {
 }
 
 impl Buffer {
+    /// One with room for so many bytes, of no connection yet.
+    pub(crate) fn empty(shard: ShardId, bytes: usize) -> Box<Self> {
+        Box::new(Self {
+            shard,
+            conn: ConnId::new(0),
+            epoch: Epoch::new(0),
+            role: Role::Orderbook,
+            received_at: crate::clock::stamp(),
+            bytes: Vec::with_capacity(bytes),
+            entries: Vec::with_capacity(16),
+            charge: Charge::default(),
+        })
+    }
+
     /// The message at `entry`, lent.
     pub(crate) fn message(&self, entry: &Entry) -> Message<'_> {
         Message {
@@ -276,6 +290,28 @@ impl Charge {
         {
             ((self.messages as u64) << 32) | self.units as u64
         }
+    }
+
+    /// What is left of it after `other`, if there is so much.
+    pub(crate) fn minus(self, other: Self) -> Option<Self> {
+        let messages = self.messages.checked_sub(other.messages)?;
+        Some(Self { messages, units: self.units.checked_sub(other.units)? })
+    }
+
+    pub(crate) fn plus(self, other: Self) -> Self {
+        let messages = self.messages.saturating_add(other.messages);
+        Self { messages, units: self.units.saturating_add(other.units) }
+    }
+
+    pub(crate) fn times(self, count: u32) -> Self {
+        let times = |one: u32| one.saturating_mul(count);
+        Self { messages: times(self.messages), units: times(self.units) }
+    }
+
+    /// One of so many equal parts.
+    pub(crate) fn part(self, of: u32) -> Self {
+        let part = |whole: u32| whole.checked_div(of).unwrap_or(0);
+        Self { messages: part(self.messages), units: part(self.units) }
     }
 
     pub(crate) fn unpack(word: u64) -> Self {

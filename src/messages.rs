@@ -30,6 +30,10 @@ const RETURNS_MAX: usize = 256;
 /// flood one wake-up serves them all, and a message waits for three more reads at most.
 const TOGETHER_MAX: usize = 4;
 const TOGETHER_BYTES: usize = 16 << 10;
+/// The shards together take ahead this part of all the room there is.
+const AHEAD_PART: u32 = 32;
+/// Small buffers each shard begins with: so many small reads, until it looks what came back.
+const SMALL_AT_FIRST: usize = 16;
 /// Bytes are accounted in units of this many.
 const UNIT_BYTES: usize = 256;
 
@@ -39,30 +43,30 @@ pub(crate) struct Room {
     taken: CachePadded<AtomicU64>,
     closed: AtomicBool,
     limit: Charge,
+    /// What each shard may take ahead.
+    ahead: Charge,
+    /// What is left for batches when all have.
+    usable: Charge,
 }
 
 impl Room {
-    fn new(messages: usize, bytes: usize) -> Self {
+    fn new(shards: usize, messages: usize, bytes: usize) -> Self {
         let limit = Charge {
             messages: u32::try_from(messages).unwrap_or(u32::MAX),
             units: u32::try_from(bytes / UNIT_BYTES).unwrap_or(u32::MAX),
         };
-        Self { taken: CachePadded::default(), closed: AtomicBool::new(false), limit }
+        let shards = u32::try_from(shards).unwrap_or(u32::MAX).max(1);
+        let ahead = limit.part(shards.saturating_mul(AHEAD_PART));
+        let parked = ahead.times(shards);
+        let usable = limit.minus(parked).unwrap_or(limit);
+        Self { taken: CachePadded::default(), closed: AtomicBool::new(false), limit, ahead, usable }
     }
 
-    /// Takes room for up to `messages` in a buffer of `units`; the first that fit.
-    fn reserve(&self, messages: u32, units: u32) -> Charge {
-        self.reserve_at_least(1, messages, units)
-    }
-
-    /// Takes room for all of `messages` or none.
-    fn reserve_all(&self, messages: u32, units: u32) -> Charge {
-        self.reserve_at_least(messages, messages, units)
-    }
-
+    /// Takes room for up to `messages` in a buffer of `units`: the first that fit, if those are at
+    /// least so many; none otherwise.
     fn reserve_at_least(&self, least: u32, messages: u32, units: u32) -> Charge {
         // Whatever its size, a batch fits when nothing else is waiting.
-        let units = units.min(self.limit.units);
+        let units = units.min(self.usable.units);
         let mut granted = Charge::default();
         let grant = |word| {
             let taken = Charge::unpack(word);
@@ -106,6 +110,8 @@ pub(crate) struct Outlet {
     returns: Receiver<Box<Buffer>>,
     small: Vec<Box<Buffer>>,
     large: Vec<Box<Buffer>>,
+    /// Room taken ahead, so that a message on its way does not wait for the consumer's cache line.
+    ahead: Charge,
     /// Full reads that go together, so that one wake-up serves them all.
     waiting: ArrayVec<Box<Buffer>, TOGETHER_MAX>,
 }
@@ -119,24 +125,16 @@ impl Outlet {
         (conn, epoch, role): (ConnId, Epoch, Role),
         received_at: Stamp,
     ) -> Box<Buffer> {
-        while let Ok(batch) = self.returns.try_recv() {
-            self.recycle(batch);
-        }
         let small = received.len() <= SMALL_BYTES;
+        if if small { self.small.is_empty() } else { self.large.is_empty() } {
+            // Only now: looking there costs a cache line the consumer writes.
+            while let Ok(batch) = self.returns.try_recv() {
+                self.recycle(batch);
+            }
+        }
         let (pool, class) =
             if small { (&mut self.small, SMALL_BYTES) } else { (&mut self.large, LARGE_BYTES) };
-        let mut batch = pool.pop().unwrap_or_else(|| {
-            Box::new(Buffer {
-                shard: self.shard,
-                conn,
-                epoch,
-                role,
-                received_at,
-                bytes: Vec::with_capacity(class),
-                entries: Vec::with_capacity(16),
-                charge: Charge::default(),
-            })
-        });
+        let mut batch = pool.pop().unwrap_or_else(|| Buffer::empty(self.shard, class));
         (batch.conn, batch.epoch, batch.role) = (conn, epoch, role);
         batch.received_at = received_at;
         if small {
@@ -166,7 +164,7 @@ impl Outlet {
     /// holds more messages than there is room at all goes part by part. Says how many went.
     pub(crate) fn offer(&mut self, mut batch: Box<Buffer>) -> (usize, Option<Box<Buffer>>) {
         let count = batch.entries.len();
-        let limit = usize::try_from(self.room.limit.messages).unwrap_or(usize::MAX);
+        let limit = usize::try_from(self.room.usable.messages).unwrap_or(usize::MAX);
         if self.room.is_closed() {
             self.recycle(batch);
             return (count, None);
@@ -189,7 +187,7 @@ impl Outlet {
             };
         }
         let messages = u32::try_from(count).unwrap_or(u32::MAX);
-        let charge = self.room.reserve_all(messages, units(&batch));
+        let charge = self.take_room(messages, messages, units(&batch));
         if charge.messages < messages {
             return (0, Some(batch));
         }
@@ -208,7 +206,7 @@ impl Outlet {
             return Handed { messages };
         }
         let messages = u32::try_from(batch.entries.len()).unwrap_or(u32::MAX);
-        let charge = self.room.reserve(messages, units(&batch));
+        let charge = self.take_room(1, messages, units(&batch));
         let granted = usize::try_from(charge.messages).unwrap_or(usize::MAX);
         rest.extend(batch.entries.drain(granted.min(batch.entries.len())..));
         if granted == 0 {
@@ -219,6 +217,35 @@ impl Outlet {
         Handed { messages: granted }
     }
 
+    /// Room for `messages` in a buffer of `units`, or for the first that fit if those are `least`.
+    fn take_room(&mut self, least: u32, messages: u32, units: u32) -> Charge {
+        let wanted = Charge { messages, units };
+        if let Some(rest) = self.ahead.minus(wanted) {
+            self.ahead = rest;
+            return wanted;
+        }
+        self.give_back_ahead();
+        self.room.reserve_at_least(least, messages, units)
+    }
+
+    fn give_back_ahead(&mut self) {
+        let ahead = std::mem::take(&mut self.ahead);
+        if ahead != Charge::default() {
+            self.room.release(ahead);
+        }
+    }
+
+    /// Takes room ahead for the next messages, a small part of all there is.
+    fn look_ahead(&mut self) {
+        let most = self.room.ahead;
+        if self.ahead.messages > most.messages / 2 && self.ahead.units > most.units / 2 {
+            return;
+        }
+        let lacking = most.minus(self.ahead).unwrap_or_default();
+        let taken = self.room.reserve_at_least(lacking.messages, lacking.messages, lacking.units);
+        self.ahead = self.ahead.plus(taken);
+    }
+
     fn pass_on(&mut self, mut batch: Box<Buffer>, charge: Charge) {
         batch.charge = charge;
         let full = batch.bytes.len() >= TOGETHER_BYTES;
@@ -226,6 +253,7 @@ impl Outlet {
         if !full || self.waiting.is_full() {
             self.flush();
         }
+        self.look_ahead();
     }
 
     /// Sends what waits; called at the end of each turn.
@@ -246,6 +274,7 @@ impl Drop for Outlet {
     /// What counts as handed over is, however the shard ends.
     fn drop(&mut self) {
         self.flush();
+        self.give_back_ahead();
     }
 }
 
@@ -265,7 +294,7 @@ pub(crate) struct Handoff {
 impl Handoff {
     /// A hand-off with these bounds, and its consumer's end.
     pub(crate) fn new(shards: usize, messages: usize, bytes: usize) -> (Self, Messages) {
-        let room = Arc::new(Room::new(messages, bytes));
+        let room = Arc::new(Room::new(shards, messages, bytes));
         let (sender, receiver) = bounded(messages);
         let (return_senders, returns) = (0..shards).map(|_| bounded(RETURNS_MAX)).unzip();
         let consumer = Messages {
@@ -285,8 +314,9 @@ impl Handoff {
             room: Arc::clone(&self.room),
             sender: self.sender.clone(),
             returns: self.returns.get(usize::from(shard.number()))?.clone(),
-            small: Vec::new(),
+            small: (0..SMALL_AT_FIRST).map(|_| Buffer::empty(shard, SMALL_BYTES)).collect(),
             large: Vec::new(),
+            ahead: Charge::default(),
             waiting: ArrayVec::new(),
         })
     }

@@ -207,7 +207,6 @@ impl Counters {
         };
         let healthy =
             by_role(|c, role| c.connections_healthy.get(role.index()).map_or(0, Counter::total));
-        let handler_slowest_ns = self.shards.iter().map(|shard| shard.handler_ns_max.total()).max();
         let shard_cpu: u64 = sum(|shard| &shard.cpu_ns);
         Stats {
             connections_total: widen(self.pool.connections()),
@@ -242,13 +241,7 @@ impl Counters {
             unreadable: sum(|shard| &shard.unreadable),
             reports_lost: sum(|shard| &shard.reports_lost),
             reconnects: control.reconnects.iter().map(Counter::total).sum(),
-            reconnects_by_connection: self
-                .pool
-                .iter()
-                .zip(control.reconnects.iter())
-                .map(|((conn, role), counter)| (conn, role, counter.total()))
-                .filter(|&(_, _, count)| count > 0)
-                .collect(),
+            reconnects_by_connection: self.reconnects_by_connection(),
             subscribe_errors: subscribe_errors(control).iter().map(|error| error.count).sum(),
             subscribe_errors_by_code: subscribe_errors(control),
             commands_timed_out: control.commands_timed_out.total(),
@@ -256,17 +249,12 @@ impl Counters {
             tls_resumed: control.tls_resumed.total(),
             tls_full: control.tls_full.total(),
             bytes_received: sum(|shard| &shard.bytes_received),
-            control_ns_max: self
-                .shards
-                .iter()
-                .map(|shard| shard.control_ns_max.total())
-                .max()
-                .unwrap_or(0),
+            control_ns_max: self.most(|shard| &shard.control_ns_max),
             control_ns: self.durations(|shard| &shard.control_ns),
             cycle_ns: self.durations(|shard| &shard.cycle_ns),
             handler_calls: sum(|shard| &shard.handler_calls),
             handler_busy_ns: sum(|shard| &shard.handler_busy_ns),
-            handler_slowest_ns: handler_slowest_ns.unwrap_or(0),
+            handler_slowest_ns: self.most(|shard| &shard.handler_ns_max),
             handler_slow: sum(|shard| &shard.handler_slow),
             cpu_ns: shard_cpu + control.conductor_cpu_ns.total() + control.connector_cpu_ns.total(),
             shards: (0u16..).zip(&self.shards).map(|(id, shard)| shard_stats(id, shard)).collect(),
@@ -275,6 +263,17 @@ impl Counters {
 }
 
 impl Counters {
+    /// The largest of all shards.
+    fn most(&self, of: impl Fn(&ShardCounters) -> &Counter) -> u64 {
+        self.shards.iter().map(|shard| of(shard).total()).max().unwrap_or(0)
+    }
+
+    fn reconnects_by_connection(&self) -> Vec<(ConnId, Role, u64)> {
+        let counted = self.pool.iter().zip(self.control.reconnects.iter());
+        let counted = counted.map(|((conn, role), counter)| (conn, role, counter.total()));
+        counted.filter(|&(_, _, count)| count > 0).collect()
+    }
+
     fn durations(&self, of: impl Fn(&ShardCounters) -> &Spread) -> Durations {
         let mut sum = Durations::default();
         self.shards.iter().for_each(|shard| of(shard).add_to(&mut sum));

@@ -163,7 +163,8 @@ mod tests {
             let mut directory = Directory::default();
             let mut naive = BTreeSet::new();
             for (add, number) in steps {
-                let ticker = format!("M{number}-{}", "X".repeat(usize::try_from(number % 100).unwrap()));
+                let length = usize::try_from(number % 100).unwrap();
+                let ticker = format!("M{number}-{}", "X".repeat(length));
                 match (directory.find(&ticker), add) {
                     (None, true) => {
                         let slot = directory.insert(&ticker).unwrap();
