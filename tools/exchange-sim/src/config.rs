@@ -8,6 +8,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use crate::faults::{BadTickers, FaultRule};
+use crate::wire::Wire;
 
 /// Settings of one simulated exchange.
 #[derive(Clone, Debug)]
@@ -67,6 +68,9 @@ pub struct ExchangeConfig {
     /// In paced mode: whether each event is written to its sockets before the next is made, rather
     /// than once a tick, so that its time is the time of the write. Default false.
     pub write_through: bool,
+    /// Clients connect through a proxy that does this to their bytes at first;
+    /// [`crate::Exchange::set_wire`] changes it. Default none: they connect directly.
+    pub proxy: Option<Wire>,
     /// TLS. Default true; false serves plain `ws://`.
     pub tls: bool,
 }
@@ -97,6 +101,7 @@ impl Default for ExchangeConfig {
             faults: Vec::new(),
             packing: Packing::Stream,
             write_through: false,
+            proxy: None,
             tls: true,
         }
     }

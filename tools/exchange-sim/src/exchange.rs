@@ -2,28 +2,23 @@
 //! does no network work itself.
 
 use std::io;
-use std::net::SocketAddr;
-use std::sync::Arc;
-use std::thread::JoinHandle;
-use std::time::Duration;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::{Duration, Instant};
 
-use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
-use mio::net::TcpListener;
+use crossbeam_channel::bounded;
 use mio::{Poll, Waker};
 use thiserror::Error;
 
 use crate::certificate::{self, ApiKey};
 use crate::churn;
 use crate::config::{ExchangeConfig, Mode};
+use crate::door::Door;
 use crate::ledger::Ledger;
-use crate::server::{ExchangeStats, Order, Server, WAKER};
+use crate::proxy::{self, Proxy};
+use crate::remote::{self, Remote};
+use crate::server::{Ears, ExchangeStats, Server, WAKER};
 use crate::subscription::Channel;
 use crate::upgrade::{Gate, PATH};
-
-/// Control calls under way at a time.
-const ORDERS: usize = 64;
-/// How long a control call waits before it looks whether the thread still lives.
-const LOOK: Duration = Duration::from_millis(100);
 
 /// Why an exchange could not start.
 #[derive(Debug, Error)]
@@ -51,9 +46,10 @@ pub struct Exchange {
     tls: bool,
     ca_pem: String,
     key: Keys,
-    orders: Sender<Order>,
-    waker: Arc<Waker>,
-    thread: Option<JoinHandle<()>>,
+    /// Where its own door is, behind the proxy if there is one.
+    direct: SocketAddr,
+    pub(crate) proxy: Option<Remote<Proxy>>,
+    server: Remote<Server>,
 }
 
 /// What a client needs to sign; kept out of debug output.
@@ -75,11 +71,27 @@ impl Exchange {
         let (ca_pem, server_tls) = certificate::tls()?;
         let wanted = config.listen;
         let listen = |source| ExchangeError::Listen { address: wanted, source };
-        let listener = TcpListener::bind(wanted).map_err(listen)?;
-        let address = listener.local_addr().map_err(listen)?;
+        let front = Door::open(wanted).map_err(listen)?;
+        let address = front.address();
+        let (told, routes) = proxy::routes();
+        let (door, front) = match config.proxy {
+            None => (front, None),
+            Some(wire) => {
+                let door = Door::open(SocketAddr::new(local(address), 0)).map_err(listen)?;
+                (door, Some((front, wire)))
+            }
+        };
+        let direct = door.address();
+        let proxy = match front {
+            None => None,
+            Some((front, wire)) => Some(
+                Proxy::start(front, direct, told, wire, config.seed)
+                    .map_err(ExchangeError::Thread)?,
+            ),
+        };
         let poll = Poll::new().map_err(ExchangeError::Thread)?;
         let waker = Waker::new(poll.registry(), WAKER).map_err(ExchangeError::Thread)?;
-        let (orders, inbox) = bounded(ORDERS);
+        let (orders, inbox) = remote::orders();
         let gate = Gate {
             key_id: key.id.clone(),
             public_key: key.public.clone(),
@@ -89,21 +101,24 @@ impl Exchange {
         };
         let tls = config.tls;
         let server_tls = tls.then_some(server_tls);
-        let server = Server::new(config, gate, server_tls, poll, listener, inbox)
+        let ears = Ears { door, orders: inbox, routes };
+        let server =
+            Server::new(config, gate, server_tls, poll, ears).map_err(ExchangeError::Thread)?;
+        let server = Remote::start("exchange-sim", orders, waker, move || server.run())
             .map_err(ExchangeError::Thread)?;
-        let thread = std::thread::Builder::new()
-            .name("exchange-sim".to_owned())
-            .spawn(move || server.run())
-            .map_err(ExchangeError::Thread)?;
-        let waker = Arc::new(waker);
-        let key = Keys(key);
-        Ok(Self { address, tls, ca_pem, key, orders, waker, thread: Some(thread) })
+        Ok(Self { address, tls, ca_pem, key: Keys(key), direct, proxy, server })
     }
 
-    /// The address it listens on.
+    /// The address clients connect to: the proxy's, if there is one.
     #[must_use]
     pub fn local_addr(&self) -> SocketAddr {
         self.address
+    }
+
+    /// The address that leads past the proxy.
+    #[must_use]
+    pub fn direct_addr(&self) -> SocketAddr {
+        self.direct
     }
 
     /// The URL a client connects to.
@@ -219,9 +234,17 @@ impl Exchange {
     /// `deadline`.
     #[must_use = "false means that frames are still queued"]
     pub fn stop_traffic(&self, deadline: Duration) -> bool {
+        let by = Instant::now() + deadline;
         let (reply, answer) = bounded(1);
         self.tell(move |server| server.quiesce(deadline, reply));
-        self.wait(&answer).unwrap_or(false)
+        let written = self.server.wait(&answer).unwrap_or(false);
+        let Some(proxy) = self.proxy.as_ref().filter(|_| written) else {
+            return written;
+        };
+        let left = by.saturating_duration_since(Instant::now());
+        let (reply, answer) = bounded(1);
+        proxy.ask(move |proxy| proxy.quiesce(left, reply));
+        proxy.wait(&answer).unwrap_or(false)
     }
 
     /// Generates traffic again.
@@ -272,49 +295,26 @@ impl Exchange {
         &self,
         order: impl FnOnce(&mut Server) -> R + Send + 'static,
     ) -> Option<R> {
-        let (reply, answer) = bounded(1);
-        let mut order: Order = Box::new(move |server| {
-            // A caller that has gone needs no answer.
-            drop(reply.try_send(order(server)));
-        });
-        loop {
-            match self.orders.send_timeout(order, LOOK) {
-                Ok(()) => break,
-                Err(crossbeam_channel::SendTimeoutError::Timeout(back)) if self.alive() => {
-                    order = back;
-                }
-                Err(_) => return None,
-            }
-        }
-        if let Err(error) = self.waker.wake() {
-            log::warn!("the exchange could not be woken: {error}");
-        }
-        self.wait(&answer)
-    }
-
-    fn wait<R>(&self, answer: &crossbeam_channel::Receiver<R>) -> Option<R> {
-        loop {
-            match answer.recv_timeout(LOOK) {
-                Ok(value) => return Some(value),
-                Err(RecvTimeoutError::Timeout) if self.alive() => {}
-                Err(_) => return answer.try_recv().ok(),
-            }
-        }
-    }
-
-    fn alive(&self) -> bool {
-        self.thread.as_ref().is_some_and(|thread| !thread.is_finished())
+        self.server.ask(order)
     }
 }
 
 impl Drop for Exchange {
     fn drop(&mut self) {
-        self.tell(|server| server.stopping = true);
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
-            log::error!("the exchange's thread had panicked");
+        // The proxy goes last: what the exchange's end does to clients passes through it.
+        self.server.join(|server| server.stopping = true);
+        if let Some(proxy) = &mut self.proxy {
+            proxy.join(Proxy::stop);
         }
+    }
+}
+
+/// An address to connect to a listener of this machine by.
+fn local(address: SocketAddr) -> std::net::IpAddr {
+    match address {
+        SocketAddr::V4(any) if any.ip().is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        SocketAddr::V6(any) if any.ip().is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        other => other.ip(),
     }
 }
 

@@ -19,7 +19,8 @@ pub struct NumberRange {
 pub enum Ended {
     /// It has not.
     Open,
-    /// The exchange reset it, dropping what was queued.
+    /// The exchange reset it, dropping what was queued; or the network between lost something of
+    /// what was sent, whoever ended it then.
     Cut,
     /// The exchange closed it with this WebSocket code after writing everything queued; for an
     /// upgrade that was refused, the HTTP status; 0 when the connection never got as far.
@@ -76,6 +77,14 @@ pub struct ConnectionRecord {
 }
 
 impl ConnectionRecord {
+    /// The same of a connection on which the network lost bytes.
+    pub(crate) fn broken(mut self) -> Self {
+        if self.upgraded && !self.ended.may_lose_tail() {
+            self.ended = Ended::Cut;
+        }
+        self
+    }
+
     /// What was sent on one sid.
     pub(crate) fn sid(&self, sid: u64) -> Option<&SidRecord> {
         let at = self.sids.binary_search_by_key(&sid, |record| record.sid).ok()?;

@@ -1,13 +1,14 @@
 //! The exchange's thread: one poll loop over listener, controls and connections. It sleeps whenever
 //! nothing is due and never waits for any one connection.
 
+use std::collections::BTreeMap;
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
-use mio::net::{TcpListener, TcpStream};
+use mio::net::TcpStream;
 use mio::{Events, Interest, Poll, Token};
 use rustls::ServerConfig;
 use serde::Serialize;
@@ -15,11 +16,15 @@ use serde::Serialize;
 use crate::churn::Churn;
 use crate::config::{ExchangeConfig, Mode};
 use crate::conversation::Next;
+use crate::door::Door;
 use crate::faults::VerbCounts;
 use crate::flood;
 use crate::frame::Opcode;
 use crate::ledger::{ConnectionRecord, Ended, Ledger};
 use crate::link::{Link, Stage};
+use crate::pair::Route;
+use crate::proxy::Told;
+use crate::remote::Order;
 use crate::traffic::{self, Traffic};
 use crate::upgrade::Gate;
 use crate::venue::Venue;
@@ -46,9 +51,6 @@ const LINGER: Duration = Duration::from_secs(30);
 const NEWS_PATIENCE: Duration = Duration::from_secs(5);
 /// A burst fills each socket by this much a turn.
 const BURST_BYTES: usize = 64 * 1024;
-
-/// A control call, run on the exchange's thread.
-pub(crate) type Order = Box<dyn FnOnce(&mut Server) + Send>;
 
 /// Running totals of an exchange.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -92,11 +94,20 @@ struct Waiter {
     reply: Sender<bool>,
 }
 
+/// Where the exchange hears from.
+pub(crate) struct Ears {
+    pub(crate) door: Door,
+    pub(crate) orders: Receiver<Order<Server>>,
+    /// Who is behind the connections of the proxy.
+    pub(crate) routes: Receiver<Told>,
+}
+
 /// The state of the thread.
 pub(crate) struct Server {
     poll: Poll,
-    listener: TcpListener,
-    orders: Receiver<Order>,
+    ears: Ears,
+    /// Routes of connections that have not been accepted yet.
+    routes: BTreeMap<SocketAddr, Route>,
     tls: Option<Arc<ServerConfig>>,
     pub(crate) gate: Gate,
     pub(crate) config: ExchangeConfig,
@@ -108,7 +119,7 @@ pub(crate) struct Server {
     pub(crate) refuse: Option<u16>,
     pub(crate) stats: ExchangeStats,
     accepted: u64,
-    past: Vec<ConnectionRecord>,
+    past: Vec<(ConnectionRecord, Option<Route>)>,
     waiters: Vec<Waiter>,
     ready: Vec<u32>,
     flushing: Vec<u32>,
@@ -122,15 +133,14 @@ impl Server {
         gate: Gate,
         tls: Option<Arc<ServerConfig>>,
         poll: Poll,
-        mut listener: TcpListener,
-        orders: Receiver<Order>,
+        mut ears: Ears,
     ) -> io::Result<Self> {
-        poll.registry().register(&mut listener, LISTENER, Interest::READABLE)?;
+        ears.door.register(poll.registry(), LISTENER)?;
         let now = Instant::now();
         Ok(Self {
             poll,
-            listener,
-            orders,
+            ears,
+            routes: BTreeMap::new(),
             tls,
             gate,
             venue: Venue::new(&config),
@@ -170,7 +180,7 @@ impl Server {
                 self.note(event);
             }
             self.drive_ready();
-            while let Ok(order) = self.orders.try_recv() {
+            while let Ok(order) = self.ears.orders.try_recv() {
                 order(&mut self);
             }
             let now = Instant::now();
@@ -216,7 +226,7 @@ impl Server {
 
     fn accept(&mut self) {
         loop {
-            match self.listener.accept() {
+            match self.ears.door.accept() {
                 Ok((socket, peer)) => self.admit(socket, peer),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
@@ -230,6 +240,9 @@ impl Server {
     }
 
     fn admit(&mut self, mut socket: TcpStream, peer: SocketAddr) {
+        // The proxy tells before it connects.
+        self.routes.extend(self.ears.routes.try_iter());
+        let route = self.routes.remove(&peer);
         let held = self.links.len() - self.free.len();
         if held >= self.config.max_connections + WAITING_ROOM {
             self.stats.upgrades_rejected += 1;
@@ -251,7 +264,7 @@ impl Server {
             return;
         };
         self.links[slot as usize] = Some(link);
-        self.venue.admit(slot, self.accepted, peer);
+        self.venue.admit(slot, self.accepted, peer, route);
         self.ready.push(slot);
     }
 
@@ -423,9 +436,7 @@ impl Server {
             (_, Ended::Open) => Ended::PeerReset,
             (_, ended) => ended,
         };
-        if let Some(record) = self.venue.dismiss(slot, ended) {
-            self.past.push(record);
-        }
+        self.past.extend(self.venue.dismiss(slot, ended));
         self.free.push(slot);
     }
 
@@ -462,6 +473,11 @@ impl Server {
             let Some(link) = link else { continue };
             connections.extend(self.venue.record(slot as u32, link.ended));
         }
+        let whole = |(record, route): (ConnectionRecord, Option<Route>)| match route {
+            Some(route) if route.is_broken() => record.broken(),
+            _ => record,
+        };
+        let mut connections: Vec<_> = connections.into_iter().map(whole).collect();
         connections.sort_unstable_by_key(|record| record.accept_number);
         Ledger { connections }
     }
@@ -479,6 +495,11 @@ impl Server {
             book_markets: counts.memberships,
             ..self.stats
         }
+    }
+
+    /// Whether it accepts from now on.
+    pub(crate) fn set_open(&mut self, open: bool) -> io::Result<()> {
+        self.ears.door.set_open(open, self.poll.registry(), LISTENER)
     }
 
     pub(crate) fn set_mode(&mut self, mode: Mode) {

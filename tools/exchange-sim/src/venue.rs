@@ -18,6 +18,7 @@ use crate::ledger::{ConnectionRecord, Ended};
 use crate::market::{Listener, MarketId, State, Universe};
 use crate::names;
 use crate::outbox::Outbox;
+use crate::pair::Route;
 use crate::payload::{self, Happening, Subject, Trade};
 use crate::postponed::Postponed;
 use crate::rules::Rules;
@@ -28,6 +29,8 @@ use crate::subscription::{Channel, Stream};
 pub(crate) struct Client {
     pub(crate) accept_number: u64,
     pub(crate) peer: SocketAddr,
+    /// How it came through the proxy, if it did.
+    route: Option<Route>,
     pub(crate) upgraded: bool,
     pub(crate) out: Outbox,
     pub(crate) streams: Vec<Stream>,
@@ -66,6 +69,9 @@ impl Client {
         self.out.frame(Opcode::Text, head, tail);
     }
 }
+
+/// A connection for the ledger, and how it came.
+pub(crate) type Kept = (ConnectionRecord, Option<Route>);
 
 /// Frames and bytes queued so far.
 #[derive(Clone, Copy, Debug, Default)]
@@ -140,14 +146,22 @@ impl Venue {
     }
 
     /// Admits a connection at a free place.
-    pub(crate) fn admit(&mut self, slot: u32, accept_number: u64, peer: SocketAddr) {
+    pub(crate) fn admit(
+        &mut self,
+        slot: u32,
+        accept_number: u64,
+        peer: SocketAddr,
+        route: Option<Route>,
+    ) {
         let slot = slot as usize;
         if slot >= self.clients.len() {
             self.clients.resize_with(slot + 1, || None);
         }
         self.clients[slot] = Some(Client {
             accept_number,
-            peer,
+            // A client is known by its own address, not by the proxy's.
+            peer: route.as_ref().map_or(peer, |route| route.client),
+            route,
             upgraded: false,
             out: Outbox::default(),
             streams: Vec::new(),
@@ -229,16 +243,16 @@ impl Venue {
     }
 
     /// Takes a client out, for the ledger.
-    pub(crate) fn dismiss(&mut self, slot: u32, ended: Ended) -> Option<ConnectionRecord> {
+    pub(crate) fn dismiss(&mut self, slot: u32, ended: Ended) -> Option<Kept> {
         self.mute(slot);
         let client = self.clients.get_mut(slot as usize)?.take()?;
-        Some(record(&client, ended))
+        Some((record(&client, ended), client.route))
     }
 
     /// The ledger's view of a client that is still there.
-    pub(crate) fn record(&self, slot: u32, ended: Ended) -> Option<ConnectionRecord> {
+    pub(crate) fn record(&self, slot: u32, ended: Ended) -> Option<Kept> {
         let client = self.clients.get(slot as usize)?.as_ref()?;
-        Some(record(client, ended))
+        Some((record(client, ended), client.route.clone()))
     }
 
     /// Clients with fresh bytes since the last call.

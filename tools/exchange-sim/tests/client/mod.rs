@@ -25,10 +25,12 @@ pub(crate) enum Event {
     Close(u16),
     End,
     Reset,
+    /// Nothing came for as long as was asked.
+    Silence,
 }
 
-trait Stream: Read + Write {}
-impl<T: Read + Write> Stream for T {}
+trait Stream: Read + Write + Send {}
+impl<T: Read + Write + Send> Stream for T {}
 
 /// One connection.
 pub(crate) struct Client {
@@ -37,6 +39,7 @@ pub(crate) struct Client {
     socket: TcpStream,
     bytes: Vec<u8>,
     head: usize,
+    may_wait: bool,
 }
 
 /// One TLS configuration per exchange, so that later connections resume.
@@ -100,7 +103,8 @@ impl Client {
         } else {
             Box::new(tcp)
         };
-        let mut client = Self { stream, local, socket, bytes: Vec::new(), head: 0 };
+        let mut client =
+            Self { stream, local, socket, bytes: Vec::new(), head: 0, may_wait: false };
         let request = format!(
             "GET {path} HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
              Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n{headers}\r\n"
@@ -184,6 +188,11 @@ impl Client {
                 None
             }
             Err(error) if error.kind() == ErrorKind::ConnectionReset => Some(Event::Reset),
+            // TLS: FIN without close_notify.
+            Err(error) if error.kind() == ErrorKind::UnexpectedEof => Some(Event::End),
+            Err(error) if self.may_wait && error.kind() == ErrorKind::WouldBlock => {
+                Some(Event::Silence)
+            }
             Err(error) => panic!("nothing to read within the deadline: {error}"),
         }
     }
@@ -224,6 +233,13 @@ impl Client {
                 return event;
             }
         }
+    }
+
+    /// From now on silence for this long is an event rather than a failure.
+    #[allow(dead_code, reason = "only where silence is what is expected")]
+    pub(crate) fn expect_silence(&mut self, after: Duration) {
+        self.socket.set_read_timeout(Some(after)).unwrap();
+        self.may_wait = true;
     }
 
     /// The next text frame as JSON.
