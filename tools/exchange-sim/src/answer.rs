@@ -205,8 +205,8 @@ impl Venue {
         let every = !filtered && !stream.all;
         stream.all |= !filtered;
         let at = at as u32;
-        if every && let Some(list) = self.everywhere(channel) {
-            list.push((slot, at));
+        if every {
+            self.join_line(slot, at, channel);
         }
         let fresh = self.add_members(slot, at, tickers);
         let opening = Opening { stream: at, fresh, ticker: command.send_initial_snapshot };
@@ -380,6 +380,8 @@ impl Venue {
 
     /// Sends what was postponed until now.
     pub(crate) fn catch_up(&mut self, now: Instant) {
+        self.data_faults.at(now);
+        self.release(now);
         while let Some(Entry { slot, accept_number, due }) = self.postponed.pop(now) {
             let Some(client) = self.client(slot) else { continue };
             if client.accept_number != accept_number {

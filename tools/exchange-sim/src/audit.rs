@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use crate::ledger::{ConnectionRecord, Ledger};
 use crate::settle;
+use crate::slots;
 
 /// A client's account of what it was handed, filled while it runs.
 #[derive(Clone, Debug, Default)]
@@ -164,7 +165,7 @@ impl Audit {
     fn fits(&self, up: Up, record: &ConnectionRecord) -> bool {
         self.sids(up.conn, up.epoch).all(|(sid, spans)| {
             let most = spans.iter().map(|span| span.last).max().unwrap_or(0);
-            record.sid(sid).is_some_and(|record| record.last_number >= most)
+            record.sid(sid).is_some_and(|record| slots::highest_number(record) >= most)
         })
     }
 
@@ -203,7 +204,8 @@ pub struct Verdict {
     pub delivered: u64,
     /// Of those, lost and honestly told.
     pub covered: u64,
-    /// Of those, withheld by the exchange where no client could notice.
+    /// Of those, not delivered where no client could notice: withheld where no number shows it, or
+    /// repeats.
     pub undetectable: u64,
     /// Lost silently, told wrongly, delivered twice, or delivered though never sent.
     pub unaccounted: u64,

@@ -16,6 +16,11 @@ impl Stamp {
         Self { micros: u64::try_from(since.as_micros()).unwrap_or(u64::MAX) }
     }
 
+    /// This moment, or the one right after `last` if that is not over yet.
+    pub(crate) fn after(self, last: Self) -> Self {
+        Self { micros: self.micros.max(last.micros + 1) }
+    }
+
     #[cfg(test)]
     pub(crate) fn from_micros(micros: u64) -> Self {
         Self { micros }

@@ -7,7 +7,9 @@ use std::ops::RangeInclusive;
 use std::str::FromStr;
 use std::time::Duration;
 
+use crate::data_faults::DataRule;
 use crate::faults::{BadTickers, FaultRule};
+use crate::lines::LineDelay;
 use crate::wire::Wire;
 
 /// Settings of one simulated exchange.
@@ -63,6 +65,13 @@ pub struct ExchangeConfig {
     pub bad_tickers: BadTickers,
     /// What goes wrong with commands; the first rule that strikes counts. Default nothing.
     pub faults: Vec<FaultRule>,
+    /// What goes wrong with data; the first rule that strikes counts. Default nothing.
+    pub data_faults: Vec<DataRule>,
+    /// Lines that are held back. Default none.
+    pub line_delays: Vec<LineDelay>,
+    /// Whether every message of the channels followed whole is kept, with its copies, for
+    /// [`crate::Exchange::contents`]. Default false.
+    pub record_contents: bool,
     /// How frames are packed into TLS records. Default [`Packing::Stream`].
     pub packing: Packing,
     /// In paced mode: whether each event is written to its sockets before the next is made, rather
@@ -99,6 +108,9 @@ impl Default for ExchangeConfig {
             commands_per_second: None,
             bad_tickers: BadTickers::default(),
             faults: Vec::new(),
+            data_faults: Vec::new(),
+            line_delays: Vec::new(),
+            record_contents: false,
             packing: Packing::Stream,
             write_through: false,
             proxy: None,

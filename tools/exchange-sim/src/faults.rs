@@ -82,6 +82,20 @@ pub enum When {
     Next(u32),
 }
 
+impl When {
+    /// Whether it strikes now; counts if it does.
+    pub(crate) fn strikes(&mut self, rng: &mut Rng) -> bool {
+        match self {
+            Self::Chance(chance) => rng.f64() < *chance,
+            Self::Next(0) => false,
+            Self::Next(left) => {
+                *left -= 1;
+                true
+            }
+        }
+    }
+}
+
 /// One thing that goes wrong.
 ///
 /// As a text: the command or `any`, the fault, and `next=N` or `p=F` (without either: every time).
@@ -174,7 +188,8 @@ fn fault(word: &str) -> Option<CommandFault> {
     }
 }
 
-fn when(word: &str) -> Option<When> {
+/// `next=N` or `p=F`.
+pub(crate) fn when(word: &str) -> Option<When> {
     match word.split_once('=')? {
         ("next", count) => count.parse().ok().map(When::Next),
         ("p", chance) => {
@@ -254,16 +269,8 @@ impl Faults {
     pub(crate) fn strike(&mut self, verb: Verb) -> Option<CommandFault> {
         let Self { rules, rng, .. } = self;
         let concerned = |rule: &&mut FaultRule| rule.verb.is_none_or(|only| only == verb);
-        let mut strikes = |when: &mut When| match when {
-            When::Chance(chance) => rng.f64() < *chance,
-            When::Next(0) => false,
-            When::Next(left) => {
-                *left -= 1;
-                true
-            }
-        };
         let mut hit = rules.iter_mut().filter(concerned);
-        let hit = hit.find_map(|rule| strikes(&mut rule.when).then_some(rule.fault));
+        let hit = hit.find_map(|rule| rule.when.strikes(rng).then_some(rule.fault));
         self.struck += u64::from(hit.is_some());
         hit
     }

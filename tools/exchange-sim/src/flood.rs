@@ -1,6 +1,7 @@
 //! Frames prepared once and sent over and over under fresh numbers: the cheapest way to fill every
 //! socket, for measuring readers. It decides what is sent, never when.
 
+use crate::client::Data;
 use crate::clock::Stamp;
 use crate::payload::{self, Subject, Trade};
 use crate::subscription::Channel;
@@ -8,6 +9,8 @@ use crate::venue::Venue;
 
 /// Frames prepared for each stream; few, so that those of all clients stay in the cache.
 const SHELF: usize = 16;
+/// Most frames of a client at a time.
+const MOST: u64 = 10_000;
 /// A client's queue is filled by this much: just under four full records of whole frames.
 pub(crate) const BYTES: usize = 62 * 1024;
 
@@ -36,25 +39,27 @@ pub(crate) fn fill(venue: &mut Venue, slot: u32, target: usize) -> bool {
     };
     // One buffer for all clients stays in the cache; it comes back when it is empty again.
     client.out.borrow(&mut spare);
-    let live = || client.streams.iter().filter(|stream| stream.live);
+    let live = || client.streams.iter().filter(|stream| stream.live && !stream.stalled);
     let wanted = (live().count(), live().map(|stream| stream.members.len()).sum());
     let mut shelf = std::mem::take(&mut client.shelf);
     if shelf.made_for != wanted {
         shelf = Shelf { frames: prepare(venue, slot), next: 0, made_for: wanted };
     }
     let mut sent = 0;
-    let mut head = std::mem::take(&mut venue.head);
-    if let Some(client) = venue.client(slot) {
+    let Venue { clients, head, data_faults, .. } = venue;
+    if let Some(Some(client)) = clients.get_mut(slot as usize) {
+        // Withheld frames fill nothing.
         while client.out.len() < target
+            && sent < MOST
             && let Some(frame) = shelf.frames.get(shelf.next)
         {
-            client.data(frame.stream, frame.kind, &mut head, &frame.tail);
+            let data = Data { kind: frame.kind, id: 0, tail: &frame.tail };
+            client.data(frame.stream, data, head, data_faults);
             shelf.next = (shelf.next + 1) % shelf.frames.len();
             sent += 1;
         }
         client.shelf = shelf;
     }
-    venue.head = head;
     venue.spare = spare;
     venue.counts.data_frames += sent;
     sent > 0
@@ -64,7 +69,8 @@ fn prepare(venue: &mut Venue, slot: u32) -> Vec<Prepared> {
     let Some(client) = venue.client(slot) else {
         return Vec::new();
     };
-    let streams = || (0_u32..).zip(&client.streams).filter(|(_, stream)| stream.live);
+    let streams =
+        || (0_u32..).zip(&client.streams).filter(|(_, stream)| stream.live && !stream.stalled);
     let picks: Vec<_> =
         streams().map(|(index, stream)| (index, stream.channel, stream.members.clone())).collect();
     let mut frames = Vec::new();

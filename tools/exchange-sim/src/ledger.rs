@@ -14,6 +14,15 @@ pub struct NumberRange {
     pub last: u64,
 }
 
+/// From slot `from` on, numbers count up from `number`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Renumbering {
+    /// The first slot it is about.
+    pub from: u64,
+    /// The number of that slot.
+    pub number: u64,
+}
+
 /// How a connection ended, as the exchange knows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub enum Ended {
@@ -39,7 +48,8 @@ impl Ended {
     }
 }
 
-/// One sid of one connection.
+/// One sid of one connection. Its frames are counted in slots, from 1: the frame's place in the
+/// order of its sid. The number on a frame is that of its slot, unless `renumbered` says otherwise.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct SidRecord {
     /// The subscription id.
@@ -48,12 +58,14 @@ pub struct SidRecord {
     pub channel: String,
     /// Whether its numbers are `seq` (true) or the ticker's `Clock` (false).
     pub sequenced: bool,
-    /// The last number given to a frame of this sid, data or control; 0 when none was.
+    /// The last slot given to a frame of this sid, data or control; 0 when none was.
     pub last_number: u64,
-    /// Numbers taken by `ok`, `unsubscribed` and `error` frames, ascending.
+    /// Slots taken by `ok`, `unsubscribed` and `error` frames, ascending.
     pub control_slots: Vec<NumberRange>,
-    /// Numbers given to frames that were deliberately never written, ascending.
+    /// Slots given to frames that were deliberately never written, ascending.
     pub withheld: Vec<NumberRange>,
+    /// Where numbers go on from something else than the number before, ascending.
+    pub renumbered: Vec<Renumbering>,
     /// Which of the connection's data frames, counted from 1 over all its sids, was the first of
     /// this sid; 0 when there was none.
     pub first_position: u64,

@@ -140,11 +140,11 @@ impl Link {
         loop {
             let result = match &mut self.tls {
                 Some(tls) if tls.wants_write() => tls.write_tls(&mut self.socket),
-                Some(_) | None if out.is_empty() => return Ok(true),
+                Some(_) | None if !out.is_due() => return Ok(true),
                 Some(tls) if tls.is_handshaking() => return Ok(true),
                 Some(tls) => {
                     let mut given = 0;
-                    while given < TLS_CHUNK && !out.is_empty() {
+                    while given < TLS_CHUNK && out.is_due() {
                         let chunk = match self.packing {
                             Packing::Stream => {
                                 let pending = out.pending();

@@ -59,6 +59,10 @@ pub struct ExchangeStats {
     pub frames_sent: u64,
     /// Of those, data frames: deltas, snapshots, tickers, trades, lifecycle.
     pub data_frames_sent: u64,
+    /// Data frames that took a number and were withheld.
+    pub data_withheld: u64,
+    /// Data frames written a second time, under their number or an older one.
+    pub data_repeated: u64,
     /// Plaintext bytes handed to TLS or the socket.
     pub bytes_sent: u64,
     /// TLS records they made.
@@ -143,7 +147,7 @@ impl Server {
             routes: BTreeMap::new(),
             tls,
             gate,
-            venue: Venue::new(&config),
+            venue: Venue::new(&config, now),
             links: Vec::new(),
             free: Vec::new(),
             traffic: Traffic::new(config.mode, config.rate_per_second, now),
@@ -204,7 +208,8 @@ impl Server {
         if busy || !self.ready.is_empty() {
             return Duration::ZERO;
         }
-        let due = self.venue.postponed.next_due().map_or(next_sweep, |due| due.min(next_sweep));
+        let due = [self.venue.postponed.next_due(), self.venue.next_release()];
+        let due = due.into_iter().flatten().fold(next_sweep, Instant::min);
         let sweep = due.saturating_duration_since(Instant::now());
         if self.traffic.paced(&self.venue) { sweep.min(TICK) } else { sweep }
     }
@@ -445,7 +450,7 @@ impl Server {
             return;
         }
         let queued = |(slot, link): (usize, &Option<Link>)| {
-            let pending = |client: &mut crate::venue::Client| !client.out.is_empty();
+            let pending = |client: &mut crate::client::Client| !client.out.is_empty();
             link.as_ref().is_some_and(Link::wants_write)
                 || self.venue.client(slot as u32).is_some_and(pending)
         };
@@ -483,10 +488,13 @@ impl Server {
     }
 
     pub(crate) fn totals(&self) -> ExchangeStats {
-        let counts = self.venue.counts;
+        let (counts, data) = (self.venue.counts, &self.venue.data_faults);
+        let data_frames = counts.data_frames + data.repeated - data.withheld;
         ExchangeStats {
-            frames_sent: counts.data_frames + counts.control_frames,
-            data_frames_sent: counts.data_frames,
+            frames_sent: data_frames + counts.control_frames,
+            data_frames_sent: data_frames,
+            data_withheld: data.withheld,
+            data_repeated: data.repeated,
             commands: counts.commands,
             verbs: counts.verbs,
             faults: self.venue.rules.faults.struck,

@@ -2,51 +2,20 @@
 //! a ledger, both complete; it collects nothing.
 //!
 //! Per connection and channel the sids form a chain in time; some run side by side. Within a sid,
+//! places are counted in slots, so that numbers sent twice or started anew cause no confusion;
 //! what is missing between two delivered messages must be exactly what the second one told. What is
 //! missing after the last one is its tail: told by the first message of a sid that began after it,
 //! reported at the client's stop, or excused because the connection broke before anything sent
 //! later had arrived. Anything else is unaccounted.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::audit::{Audit, Span, Up, Verdict};
-use crate::ledger::{ConnectionRecord, Ledger, NumberRange, SidRecord};
+use crate::ledger::{ConnectionRecord, Ledger, SidRecord};
+use crate::slots::{self, Ranges, Slots};
 
 const MOST_FINDINGS: usize = 50;
-
-/// Ascending, disjoint number ranges with their running totals.
-struct Ranges {
-    list: Vec<NumberRange>,
-    before: Vec<u64>,
-    total: u64,
-}
-
-impl Ranges {
-    fn new(list: impl IntoIterator<Item = NumberRange>) -> Self {
-        let list: Vec<NumberRange> = list.into_iter().collect();
-        let mut total = 0;
-        let mut before = Vec::with_capacity(list.len());
-        for range in &list {
-            before.push(total);
-            total += range.last - range.first + 1;
-        }
-        Self { list, before, total }
-    }
-
-    /// How many of the numbers are at most `number`.
-    fn up_to(&self, number: u64) -> u64 {
-        let at = self.list.partition_point(|range| range.first <= number);
-        let Some(at) = at.checked_sub(1) else {
-            return 0;
-        };
-        let range = self.list[at];
-        self.before[at] + number.min(range.last) - range.first + 1
-    }
-
-    fn contains(&self, number: u64) -> bool {
-        number > 0 && self.up_to(number) > self.up_to(number - 1)
-    }
-}
 
 /// What is missing at the end of one sid and not told yet.
 struct Tail {
@@ -79,7 +48,8 @@ pub(crate) fn settle(audit: &Audit, ledger: &Ledger) -> Verdict {
         claimed.push(record.accept_number);
         for sid in &record.sids {
             let chain = chains.entry((up.conn, sid.channel.as_str())).or_default();
-            chain.push(Link { up, record, sid, spans: audit.spans(up, sid.sid) });
+            let spans = slots::of_spans(audit.spans(up, sid.sid), sid);
+            chain.push(Link { up, record, sid, slots: Slots::of(sid), spans });
         }
         settlement.unknown_sids(audit, up, record);
     }
@@ -97,8 +67,9 @@ struct Link<'a> {
     up: Up,
     record: &'a ConnectionRecord,
     sid: &'a SidRecord,
-    /// What was delivered of it.
-    spans: &'a [Span],
+    slots: Slots,
+    /// What was delivered of it, in slots.
+    spans: Cow<'a, [Span]>,
 }
 
 impl Link<'_> {
@@ -111,61 +82,8 @@ impl Link<'_> {
         let Some(last) = self.spans.iter().map(|span| span.last).max() else {
             return 0;
         };
-        let control = self.sid.control_slots.iter().rev();
-        let last_data = control.fold(self.sid.last_number, |number, range| {
-            if range.last == number { range.first - 1 } else { number }
-        });
-        if last >= last_data { self.sid.last_position } else { self.sid.first_position }
+        if last >= self.slots.last_data { self.sid.last_position } else { self.sid.first_position }
     }
-}
-
-/// The numbers of one sid, told apart.
-struct Slots {
-    last: u64,
-    /// Control frames that were written: nothing to miss there.
-    control: Ranges,
-    /// Ticker numbers the exchange withheld: nobody can notice.
-    hidden: Ranges,
-}
-
-impl Slots {
-    fn of(sid: &SidRecord) -> Self {
-        // A withheld control frame leaves a hole like any other.
-        let control = Ranges::new(subtract(&sid.control_slots, &sid.withheld));
-        let hidden = if sid.sequenced { Vec::new() } else { sid.withheld.clone() };
-        Self { last: sid.last_number, control, hidden: Ranges::new(hidden) }
-    }
-
-    /// Data messages a client can miss among `1..=number`.
-    fn up_to(&self, number: u64) -> u64 {
-        let number = number.min(self.last);
-        number - self.control.up_to(number) - self.hidden.up_to(number)
-    }
-
-    /// The same strictly between two numbers.
-    fn between(&self, after: u64, before: u64) -> u64 {
-        self.up_to(before.saturating_sub(1)).saturating_sub(self.up_to(after))
-    }
-}
-
-fn subtract(from: &[NumberRange], holes: &[NumberRange]) -> Vec<NumberRange> {
-    let mut out = Vec::with_capacity(from.len());
-    for range in from {
-        let mut first = range.first;
-        for hole in holes {
-            if hole.last < first || hole.first > range.last {
-                continue;
-            }
-            if hole.first > first {
-                out.push(NumberRange { first, last: hole.first - 1 });
-            }
-            first = first.max(hole.last + 1);
-        }
-        if first <= range.last {
-            out.push(NumberRange { first, last: range.last });
-        }
-    }
-    out
 }
 
 impl Settlement {
@@ -190,13 +108,16 @@ impl Settlement {
             *reached = link.reached().max(*reached);
         }
         for link in chain {
-            let slots = Slots::of(link.sid);
-            self.verdict.sent += slots.up_to(slots.last) + slots.hidden.total;
-            self.verdict.undetectable += slots.hidden.total;
-            let spans = self.valid_spans(link, &slots);
+            let slots = &link.slots;
+            self.verdict.sent += slots.up_to(slots.last) + slots.hidden.total();
+            self.verdict.undetectable += slots.hidden.total();
+            let spans = self.valid_spans(link, slots);
             let mut after = 0;
             for (index, span) in spans.iter().enumerate() {
-                self.verdict.delivered += slots.up_to(span.last) - slots.up_to(span.first - 1);
+                let repeats = slots.repeats.between(span.first, span.last);
+                self.verdict.undetectable -= repeats;
+                self.verdict.delivered +=
+                    slots.up_to(span.last) - slots.up_to(span.first - 1) + repeats;
                 let missing = slots.between(after, span.first);
                 let carried = self.gap(link, missing, span, index == 0, &mut tails);
                 self.blame(carried, || {
@@ -312,7 +233,7 @@ impl Settlement {
                     continue;
                 }
             }
-            let inside = |ranges: &Ranges| ranges.up_to(span.last) - ranges.up_to(span.first - 1);
+            let inside = |ranges: &Ranges| ranges.between(span.first, span.last);
             let wrong = inside(&control) + inside(&withheld);
             self.blame(wrong, || {
                 let range = (span.first, span.last);
@@ -356,8 +277,8 @@ impl Settlement {
             for sid in &record.sids {
                 let slots = Slots::of(sid);
                 let sent = slots.up_to(slots.last);
-                self.verdict.sent += sent + slots.hidden.total;
-                self.verdict.undetectable += slots.hidden.total;
+                self.verdict.sent += sent + slots.hidden.total();
+                self.verdict.undetectable += slots.hidden.total();
                 if record.ended.may_lose_tail() {
                     self.verdict.covered += sent;
                 } else {

@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use crate::config::Dialect;
-use crate::ledger::{NumberRange, SidRecord};
+use crate::ledger::{NumberRange, Renumbering, SidRecord};
 use crate::market::MarketId;
 
 /// Channels a client can subscribe to.
@@ -90,8 +90,16 @@ pub(crate) struct Stream {
     /// `ok` replies omit the list of markets.
     pub(crate) skip_ticker_ack: bool,
     pub(crate) members: Vec<MarketId>,
-    last: u64,
+    /// Its place among the connections that follow the whole channel, from 1; 0 = it does not.
+    pub(crate) line: u8,
+    /// It sends nothing on its own for now.
+    pub(crate) stalled: bool,
+    /// The last slot taken, and the number on it.
+    slot: u64,
+    number: u64,
     control: Vec<NumberRange>,
+    withheld: Vec<NumberRange>,
+    renumbered: Vec<Renumbering>,
     /// Where on the connection its first and last data frames went out; 0 = none did.
     positions: (u64, u64),
     /// The second in which commands are counted, and how many it had.
@@ -107,22 +115,77 @@ impl Stream {
             all: false,
             skip_ticker_ack,
             members: Vec::new(),
-            last: 0,
+            line: 0,
+            stalled: false,
+            slot: 0,
+            number: 0,
             control: Vec::new(),
+            withheld: Vec::new(),
+            renumbered: Vec::new(),
             positions: (0, 0),
             window: None,
         }
     }
 
     /// The number of the next data frame: `seq`, or `Clock` on channels without. `position` counts
-    /// the data frames of the whole connection, from 1.
+    /// the data frames written on the whole connection, from 1.
     pub(crate) fn take_data(&mut self, position: u64) -> u64 {
+        self.place(position);
+        self.take()
+    }
+
+    /// The number of a data frame that will not be written.
+    pub(crate) fn withhold(&mut self) -> u64 {
+        let number = self.take();
+        extend(&mut self.withheld, self.slot);
+        number
+    }
+
+    /// A data frame is written under a number that was used already.
+    pub(crate) fn repeat(&mut self, number: u64, position: u64) {
+        self.place(position);
+        self.slot += 1;
+        self.renumber(self.slot, number);
+        self.renumber(self.slot + 1, self.number + 1);
+    }
+
+    /// The next number is this one.
+    pub(crate) fn jump(&mut self, next: u64) {
+        if next != self.number + 1 {
+            self.number = next - 1;
+            self.renumber(self.slot + 1, next);
+        }
+    }
+
+    /// Whether numbers can start again: something was sent, and the last of it written, so that
+    /// nobody mistakes the first of the new ones for what is missing.
+    pub(crate) fn may_restart(&self) -> bool {
+        self.slot > 0 && self.withheld.last().is_none_or(|range| range.last < self.slot)
+    }
+
+    /// The last number taken.
+    pub(crate) fn number(&self) -> u64 {
+        self.number
+    }
+
+    fn take(&mut self) -> u64 {
+        self.slot += 1;
+        self.number += 1;
+        self.number
+    }
+
+    fn place(&mut self, position: u64) {
         if self.positions.0 == 0 {
             self.positions.0 = position;
         }
         self.positions.1 = position;
-        self.last += 1;
-        self.last
+    }
+
+    fn renumber(&mut self, from: u64, number: u64) {
+        if self.renumbered.last().is_some_and(|last| last.from == from) {
+            self.renumbered.pop();
+        }
+        self.renumbered.push(Renumbering { from, number });
     }
 
     /// Counts a command; false if it is one too many for this second.
@@ -141,12 +204,9 @@ impl Stream {
         if !self.channel.sequenced() {
             return None;
         }
-        self.last += 1;
-        match self.control.last_mut() {
-            Some(range) if range.last + 1 == self.last => range.last = self.last,
-            _ => self.control.push(NumberRange { first: self.last, last: self.last }),
-        }
-        Some(self.last)
+        let number = self.take();
+        extend(&mut self.control, self.slot);
+        Some(number)
     }
 
     pub(crate) fn record(&self) -> SidRecord {
@@ -154,12 +214,21 @@ impl Stream {
             sid: self.sid,
             channel: self.channel.name().to_owned(),
             sequenced: self.channel.sequenced(),
-            last_number: self.last,
+            last_number: self.slot,
             control_slots: self.control.clone(),
-            withheld: Vec::new(),
+            withheld: self.withheld.clone(),
+            renumbered: self.renumbered.clone(),
             first_position: self.positions.0,
             last_position: self.positions.1,
         }
+    }
+}
+
+/// Adds the next higher number to ascending ranges.
+fn extend(ranges: &mut Vec<NumberRange>, number: u64) {
+    match ranges.last_mut() {
+        Some(range) if range.last + 1 == number => range.last = number,
+        _ => ranges.push(NumberRange { first: number, last: number }),
     }
 }
 
@@ -179,6 +248,24 @@ mod tests {
         assert_eq!((record.last_number, record.first_position, record.last_position), (5, 1, 2));
         let ranges = [NumberRange { first: 2, last: 3 }, NumberRange { first: 5, last: 5 }];
         assert_eq!(record.control_slots, ranges);
+    }
+
+    #[test]
+    fn slots_go_on_when_numbers_do_not() {
+        let mut stream = Stream::new(1, Channel::Trade, false);
+        assert!(!stream.may_restart());
+        assert_eq!((stream.take_data(1), stream.take_data(2), stream.withhold()), (1, 2, 3));
+        assert!(!stream.may_restart());
+        assert_eq!(stream.take_data(3), 4);
+        stream.repeat(4, 4);
+        assert_eq!(stream.take_data(5), 5);
+        stream.jump(1);
+        assert_eq!((stream.take_data(6), stream.take_control()), (1, Some(2)));
+        let record = stream.record();
+        let at = |from, number| Renumbering { from, number };
+        assert_eq!(record.renumbered, [at(5, 4), at(6, 5), at(7, 1)]);
+        assert_eq!(record.withheld, [NumberRange { first: 3, last: 3 }]);
+        assert_eq!((record.last_number, record.last_position), (8, 6));
     }
 
     #[test]

@@ -13,6 +13,9 @@ const CATCH_UP: Duration = Duration::from_millis(50);
 /// Events in a row that nobody was there to receive before a turn is given up.
 const MOST_MISSES: u32 = 64;
 
+/// Messages made for one client at a time: withheld ones fill nothing.
+const MOST_MADE: u32 = 10_000;
+
 /// The generator's settings and debt.
 #[derive(Debug)]
 pub(crate) struct Traffic {
@@ -130,9 +133,8 @@ fn draw(venue: &mut Venue, everybody: bool) -> Option<MarketId> {
 
 /// Fills one client's queue up to `target` bytes with its own data; returns whether any was made.
 pub(crate) fn fill(venue: &mut Venue, slot: u32, target: usize) -> bool {
-    let mut made = false;
-    let mut misses = 0;
-    while misses < MOST_MISSES {
+    let (mut made, mut misses) = (0, 0);
+    while misses < MOST_MISSES && made < MOST_MADE {
         let Some(Some(client)) = venue.clients.get(slot as usize) else {
             break;
         };
@@ -141,7 +143,9 @@ pub(crate) fn fill(venue: &mut Venue, slot: u32, target: usize) -> bool {
         }
         let at = venue.rng.usize(0..client.streams.len());
         let stream = &client.streams[at];
-        let market = match (stream.live, stream.channel, stream.all) {
+        // Those who follow a whole channel all get the same.
+        let only = (!stream.all).then_some(slot);
+        let market = match (stream.live && !stream.stalled, stream.channel, stream.all) {
             (false, ..)
             | (_, Channel::Lifecycle | Channel::LegacyLifecycle | Channel::Silent(..), _) => None,
             (true, _, true) => venue.universe.draw_popular(&mut venue.rng),
@@ -156,8 +160,8 @@ pub(crate) fn fill(venue: &mut Venue, slot: u32, target: usize) -> bool {
         let frames = match market {
             Some(id) if venue.universe.streams(id) => match channel {
                 Channel::Orderbook => venue.send_delta(id),
-                Channel::Ticker => venue.send_ticker(id, Some(slot)),
-                Channel::Trade => venue.send_trade(id, Some(slot)),
+                Channel::Ticker => venue.send_ticker(id, only),
+                Channel::Trade => venue.send_trade(id, only),
                 Channel::Lifecycle | Channel::LegacyLifecycle | Channel::Silent(..) => 0,
             },
             _ => 0,
@@ -166,8 +170,8 @@ pub(crate) fn fill(venue: &mut Venue, slot: u32, target: usize) -> bool {
             misses += 1;
         } else {
             misses = 0;
-            made = true;
+            made += 1;
         }
     }
-    made
+    made > 0
 }

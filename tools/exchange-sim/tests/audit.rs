@@ -25,6 +25,7 @@ fn sid(sid: u64, last_number: u64, control: &[(u64, u64)]) -> SidRecord {
         last_number,
         control_slots: ranges(control),
         withheld: Vec::new(),
+        renumbered: Vec::new(),
         first_position: 0,
         last_position: 0,
     }

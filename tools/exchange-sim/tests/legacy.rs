@@ -214,6 +214,7 @@ fn cut(sids: &[(u64, (u64, u64))]) -> (Audit, Ledger) {
         last_number,
         control_slots: Vec::new(),
         withheld: Vec::new(),
+        renumbered: Vec::new(),
         first_position: positions.0,
         last_position: positions.1,
     });
