@@ -284,6 +284,7 @@ impl<L> Conductor<L> {
                 Report::Down { conn, epoch, cause, heard } if self.is_current(conn, epoch) => {
                     self.lost(conn, epoch, cause, heard, now);
                 }
+                Report::Tell(event) => self.event(event),
                 Report::RegistryHungUp => self.event(Event::RegistryHungUp),
                 Report::HandlerSlow { shard, took, calls } => {
                     log::warn!("shard {shard}: {calls} slow handler calls, of up to {took:.1?}");

@@ -118,6 +118,9 @@ settings! {
     /// sockets wait meanwhile. Default: 1 ms.
     #[serde(with = "humantime_serde")]
     handler_slow_threshold: Duration = Duration::from_millis(1);
+    /// Time one turn of a shard may take before it is reported as stalled. Default: 50 ms.
+    #[serde(with = "humantime_serde")]
+    stall_threshold: Duration = Duration::from_millis(50);
 
     /// Receive buffer of each socket in bytes (`SO_RCVBUF`), set before it connects. Default:
     /// none; the kernel sizes it as it goes, which a size of your own ends.
@@ -179,6 +182,21 @@ settings! {
     /// Time the peer may refuse to take bytes we owe it. Default: 10 s.
     #[serde(with = "humantime_serde")]
     write_timeout: Duration = Duration::from_secs(10);
+    /// Time a message may take from its first byte to its last; a slower one ends its connection.
+    /// Default: 20 s.
+    #[serde(with = "humantime_serde")]
+    message_timeout: Duration = Duration::from_secs(20);
+    /// Time without data on an open subscription after which its connection is reported silent.
+    /// Default: 60 s. Zero: never.
+    #[serde(with = "humantime_serde")]
+    silent_after: Duration = Duration::from_secs(60);
+    /// Whether a silent connection is also given up and made anew. Default: false: while the
+    /// exchange is quiet for all (its weekly maintenance) that would be reconnecting in vain.
+    silent_reconnect: bool = false;
+    /// How far the exchange's times may lie behind ours before a connection is reported lagging.
+    /// Default: 5 s. Zero: never.
+    #[serde(with = "humantime_serde")]
+    lag_threshold: Duration = Duration::from_secs(5);
 
     /// Markets named in one command. Default: 500.
     chunk: usize = 500;
@@ -406,6 +424,13 @@ impl ConfigBuilder {
         within("write_timeout", self.write_timeout, ms, day)?;
         let us = Duration::from_micros(1);
         within("handler_slow_threshold", self.handler_slow_threshold, us, day)?;
+        within("stall_threshold", self.stall_threshold, us, day)?;
+        within("message_timeout", self.message_timeout, ms, day)?;
+        within("silent_after", self.silent_after, Duration::ZERO, day)?;
+        within("lag_threshold", self.lag_threshold, Duration::ZERO, day)?;
+        if self.silent_reconnect && self.silent_after.is_zero() {
+            return invalid("silent_reconnect", "nothing is silent while silent_after is 0s");
+        }
         if let Some(timeout) = self.tcp_user_timeout.filter(|timeout| !timeout.is_zero()) {
             within("tcp_user_timeout", timeout, ms, day)?;
         }
@@ -492,6 +517,10 @@ mod tests {
         refused(new().chunk(0), "chunk");
         refused(new().turn_budget(0), "turn_budget");
         refused(new().handler_slow_threshold(Duration::ZERO), "handler_slow_threshold");
+        refused(new().stall_threshold(Duration::ZERO), "stall_threshold");
+        refused(new().message_timeout(Duration::ZERO), "message_timeout");
+        refused(new().silent_after(Duration::ZERO).silent_reconnect(true), "silent_reconnect");
+        refused(new().lag_threshold(Duration::MAX), "lag_threshold");
         refused(new().receive_buffer_bytes(100), "receive_buffer_bytes");
         refused(new().receive_buffer_bytes(usize::MAX), "receive_buffer_bytes");
         refused(new().busy_poll_us(2_000_000), "busy_poll_us");

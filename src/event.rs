@@ -11,6 +11,7 @@ use crate::code::ExchangeCode;
 use crate::command::{Outcome, Response};
 use crate::error::{Cause, RecvError};
 use crate::ids::{CommandId, ConnId, Epoch, Role, ShardId, Ticker};
+use crate::pulse::Sign;
 
 /// Something happened that is not a message. The order between events and messages is not
 /// promised; both name their connection and epoch.
@@ -132,12 +133,95 @@ pub enum Event {
         /// How many calls since then were slow.
         calls: u64,
     },
-    /// A shard's thread ended, by a bug in it or because its inline handler panicked. Its
-    /// connections are halted; the other shards go on.
+    /// A live connection has brought no data for `silent_after`, though subscribed. It lives, and
+    /// is left alone unless `silent_reconnect` is set. Told once for each silence.
+    Silent {
+        /// Which place in the pool.
+        conn: ConnId,
+        /// Its role.
+        role: Role,
+        /// Which socket of that place.
+        epoch: Epoch,
+        /// Since its last data, or since it was subscribed.
+        quiet_for: Duration,
+    },
+    /// A silent connection has brought data again. (A silence may also end with its connection.)
+    Heard {
+        /// Which place in the pool.
+        conn: ConnId,
+        /// Its role.
+        role: Role,
+        /// Which socket of that place.
+        epoch: Epoch,
+        /// How long the silence was.
+        quiet_for: Duration,
+    },
+    /// Data comes late: its times (`ts_ms`) lie more than `lag_threshold` before our clock. Either
+    /// the exchange, the way or this process cannot keep up, or this machine's clock is off.
+    Lagging {
+        /// Which place in the pool.
+        conn: ConnId,
+        /// Its role.
+        role: Role,
+        /// Which socket of that place.
+        epoch: Epoch,
+        /// How late.
+        lag: Duration,
+    },
+    /// Data no longer comes late: by less than half of `lag_threshold`.
+    CaughtUp {
+        /// Which place in the pool.
+        conn: ConnId,
+        /// Its role.
+        role: Role,
+        /// Which socket of that place.
+        epoch: Epoch,
+        /// How late.
+        lag: Duration,
+    },
+    /// Messages of a shard find no room: by policy they are dropped, or their connections are held
+    /// back.
+    OverflowBegan {
+        /// Whose.
+        shard: ShardId,
+    },
+    /// Every message of the shard has found room for a second.
+    OverflowEnded {
+        /// Whose.
+        shard: ShardId,
+        /// From the first message without room to the last.
+        lasted: Duration,
+        /// Messages dropped meanwhile.
+        dropped: u64,
+    },
+    /// A turn of a shard took longer than `stall_threshold`, and its sockets waited. Told at once,
+    /// then at most once a second for each shard.
+    ShardStalled {
+        /// Which shard.
+        shard: ShardId,
+        /// The longest turn since the last such event.
+        took: Duration,
+        /// How many turns since then were too long.
+        turns: u64,
+    },
+    /// A thread of the engine ended, by a bug in it or because its inline handler panicked. The
+    /// connections of a shard are halted and the others go on; without the connector nothing
+    /// reconnects, and without the conductor the engine stops.
     ThreadLost {
         /// Its name.
         thread: String,
     },
+}
+
+impl Event {
+    pub(crate) fn of_sign(sign: Sign, conn: ConnId, role: Role, epoch: Epoch) -> Self {
+        match sign {
+            Sign::Silent(quiet_for) => Self::Silent { conn, role, epoch, quiet_for },
+            Sign::Heard(quiet_for) => Self::Heard { conn, role, epoch, quiet_for },
+            Sign::Lagging(lag) => Self::Lagging { conn, role, epoch, lag },
+            Sign::CaughtUp(lag) => Self::CaughtUp { conn, role, epoch, lag },
+        }
+    }
 }
 
 /// The host's end of the events.

@@ -52,6 +52,8 @@ pub(crate) struct Framer {
     in_place: bool,
     /// Whole frames seen.
     frames: u64,
+    /// The frame that began the fragmented message under way, if there is one.
+    fragmented: Option<u64>,
 }
 
 impl Framer {
@@ -62,7 +64,7 @@ impl Framer {
             .max_message_size(Some(message_bytes_max))
             .max_frame_size(Some(message_bytes_max));
         let context = WebSocketContext::new(Role::Client, Some(config));
-        Self { context, message_bytes_max, in_place: true, frames: 0 }
+        Self { context, message_bytes_max, in_place: true, frames: 0, fragmented: None }
     }
 
     /// Takes the next message of `bytes` from `at` on, and moves `at` behind it. `Ok(None)` when
@@ -87,6 +89,20 @@ impl Framer {
     /// Whole frames seen so far, of any kind.
     pub(crate) fn frames(&self) -> u64 {
         self.frames
+    }
+
+    /// Which message is under way, of which part is still to come: the same number as long as it
+    /// is the same message. `rest` is what is left of the bytes.
+    pub(crate) fn unfinished(&self, rest: &[u8]) -> Option<u64> {
+        self.fragmented.or_else(|| (!rest.is_empty()).then_some(self.frames.wrapping_add(1)))
+    }
+
+    /// How many bytes are missing of the frame that `rest` begins with, where its header says.
+    pub(crate) fn missing(&self, rest: &[u8]) -> usize {
+        let mut cursor = Cursor::new(rest);
+        let Ok(Some((_, length))) = FrameHeader::parse(&mut cursor) else { return 0 };
+        let whole = usize::try_from(cursor.position().saturating_add(length)).unwrap_or(usize::MAX);
+        whole.saturating_sub(rest.len())
     }
 
     /// Where the text lies, if the next frame is one that needs no rule but UTF-8. Anything else,
@@ -151,6 +167,8 @@ impl Framer {
     fn note_fragments(&mut self, header: &FrameHeader) {
         if matches!(header.opcode, OpCode::Data(_)) {
             self.in_place = header.is_final && self.context.can_read();
+            self.fragmented =
+                if header.is_final { None } else { self.fragmented.or(Some(self.frames)) };
         }
     }
 

@@ -16,10 +16,12 @@ use crate::envelope::{Envelope, Kind};
 use crate::error::Cause;
 use crate::frame::{Framer, Incoming};
 use crate::ids::{ConnId, Epoch, Role, Seq, Sid, Ticker, widen};
+use crate::partial::Partial;
+use crate::pulse::{Pulse, PulseSettings, Sign};
 use crate::request::{Expects, Request};
 use crate::sequence::{Observed, Sequences};
 use crate::stats::ShardCounters;
-use crate::timer::{after, earlier};
+use crate::timer::{Moment, after, earlier};
 use crate::transport::Sent;
 
 /// A sign of life is sent this often while reading is held back.
@@ -42,6 +44,10 @@ pub(crate) struct LinkSettings {
     pub(crate) ping_idle: Duration,
     pub(crate) pong_timeout: Duration,
     pub(crate) write_timeout: Duration,
+    pub(crate) message_timeout: Duration,
+    pub(crate) pulse: PulseSettings,
+    /// Whether silence ends the connection.
+    pub(crate) silent_reconnect: bool,
 }
 
 /// What the conductor must hear.
@@ -53,6 +59,8 @@ pub(crate) enum Note {
     Late(Ended),
     /// The subscription is over or out of step and must be renewed; told once for each.
     SubscriptionEnded { sid: Sid, code: Option<ExchangeCode> },
+    /// Something an operator should know.
+    Sign(Sign),
 }
 
 /// Where the link is in its life.
@@ -77,10 +85,9 @@ pub(crate) struct Link {
     /// Bytes to send, in order.
     pub(crate) outgoing: Vec<u8>,
     /// The front of a frame whose rest has not come.
-    pub(crate) partial: Vec<u8>,
+    pub(crate) partial: Partial,
     pub(crate) sequences: Sequences,
-    /// Whether `partial` came with the upgrade and was never looked at.
-    unread: bool,
+    pulse: Pulse,
     framer: Framer,
     commands: Commands,
     settings: LinkSettings,
@@ -113,8 +120,8 @@ impl Link {
             epoch,
             role,
             outgoing: Vec::new(),
-            unread: !unread.is_empty(),
-            partial: unread,
+            pulse: Pulse::new(settings.pulse),
+            partial: Partial::new(unread),
             sequences: Sequences::new(owed).with_room(settings.single_sids),
             framer: Framer::new(settings.message_bytes_max),
             commands: Commands::new(settings.subscribe_timeout, settings.keep_responses),
@@ -138,11 +145,16 @@ impl Link {
         notes: &mut Vec<Note>,
         counters: &ShardCounters,
     ) -> Result<(), Cause> {
-        self.unread = false;
-        let frames = self.framer.frames();
+        let (frames, subscribed) = (self.framer.frames(), !self.open.is_empty());
         let verdict = self.digest_frames(batch, notes, counters);
-        self.heard |= !batch.entries.is_empty();
+        if subscribed == self.open.is_empty() {
+            self.pulse.expect(!subscribed, batch.received_at.mono, counters);
+        }
         counters.messages_received.add(widen(batch.entries.len()));
+        if !batch.entries.is_empty() {
+            self.heard = true;
+            notes.extend(self.pulse.take(batch, counters).map(Note::Sign));
+        }
         if self.framer.frames() > frames {
             // Whole frames are a sign of life; bytes of one that never ends are not.
             self.last_inbound = batch.received_at.mono;
@@ -182,9 +194,14 @@ impl Link {
                 return Err(Cause::Liveness { message });
             }
         }
-        self.partial.clear();
-        self.partial.extend_from_slice(batch.bytes.get(at..received).unwrap_or_default());
+        let rest = batch.bytes.get(at..received).unwrap_or_default();
+        self.partial.keep(rest, &self.framer, batch.received_at.mono);
         Ok(())
+    }
+
+    /// The link is over: what it counted as "now" is no longer.
+    pub(crate) fn forget(&self, counters: &ShardCounters) {
+        self.pulse.forget(counters);
     }
 
     /// One text message, which lies at `range` of the batch's bytes.
@@ -398,11 +415,6 @@ impl Link {
         self.commands.lose()
     }
 
-    /// Whether there are bytes that came with the upgrade and were never looked at.
-    pub(crate) fn has_unread(&self) -> bool {
-        self.unread
-    }
-
     /// Whether the epoch brought data or an acknowledgement.
     pub(crate) fn heard(&self) -> bool {
         self.heard
@@ -429,6 +441,8 @@ impl Link {
         let Some((since, _)) = self.held.take() else { return false };
         self.commands.postpone(now.saturating_duration_since(since));
         self.last_inbound = now;
+        self.pulse.excuse(now);
+        self.partial.excuse(now);
         true
     }
 
@@ -442,43 +456,79 @@ impl Link {
             (Phase::Open, None) => after(self.last_inbound, self.settings.ping_idle),
         };
         let closing = matches!(self.phase, Phase::Closing { .. });
-        let waits = self.held.is_none() && !closing;
-        let command = self.commands.next_deadline().filter(|_| waits);
-        let due = earlier(earlier(blocked, command), Some(quiet));
-        due.unwrap_or(quiet)
+        let reads = self.held.is_none() && !closing;
+        let reading = earlier(self.commands.next_deadline(), self.unfinished_due());
+        let reading = earlier(reading, self.pulse.due()).filter(|_| reads);
+        earlier(blocked, reading).map_or(quiet, |due| due.min(quiet))
     }
 
-    /// Does what is due; an error ends the link.
-    pub(crate) fn tick(&mut self, now: Instant, notes: &mut Vec<Note>) -> Result<(), Cause> {
-        if self.blocked_since.is_some_and(|since| after(since, self.settings.write_timeout) <= now)
-        {
+    /// Does what was due at `judged`, a time since which the socket has been looked at; an error
+    /// ends the link. Nobody is called silent while there is more to read (`unread`).
+    pub(crate) fn tick(
+        &mut self,
+        Moment { judged, now }: Moment,
+        unread: bool,
+        notes: &mut Vec<Note>,
+        counters: &ShardCounters,
+    ) -> Result<(), Cause> {
+        let blocked = |since| after(since, self.settings.write_timeout) <= judged;
+        if self.blocked_since.is_some_and(blocked) {
             let message = format!("no byte taken in {:?}", self.settings.write_timeout);
             return Err(Cause::Liveness { message });
         }
         if let Phase::Closing { until } = self.phase {
-            return if until <= now { Err(Cause::Stopped) } else { Ok(()) };
+            return if until <= judged { Err(Cause::Stopped) } else { Ok(()) };
         }
         if let Some((since, pong)) = self.held {
-            if pong <= now {
+            if pong <= judged {
                 self.held = Some((since, after(now, HELD_PONG)));
                 self.framer.pong(&mut self.outgoing)?;
             }
             return Ok(());
         }
-        while let Some(ended) = self.commands.expire(now) {
+        while let Some(ended) = self.commands.expire(judged) {
             notes.push(Note::Ended(ended));
         }
-        self.check_quiet(now)
+        if unread {
+            return Ok(());
+        }
+        self.check_data(judged, notes, counters)?;
+        self.check_quiet(Moment { judged, now })
     }
 
-    fn check_quiet(&mut self, now: Instant) -> Result<(), Cause> {
+    /// The message under way, and the subscription.
+    fn check_data(
+        &mut self,
+        judged: Instant,
+        notes: &mut Vec<Note>,
+        counters: &ShardCounters,
+    ) -> Result<(), Cause> {
+        if self.unfinished_due().is_some_and(|due| due <= judged) {
+            let limit = self.settings.message_timeout;
+            let message = format!("only a part of a message came in {limit:?}");
+            return Err(Cause::Liveness { message });
+        }
+        let Some(sign) = self.pulse.tick(judged, counters) else { return Ok(()) };
+        notes.push(Note::Sign(sign));
+        if self.settings.silent_reconnect {
+            let message = format!("no data for {:?}", self.settings.pulse.silent_after);
+            return Err(Cause::Liveness { message });
+        }
+        Ok(())
+    }
+
+    fn unfinished_due(&self) -> Option<Instant> {
+        self.partial.due(self.settings.message_timeout)
+    }
+
+    fn check_quiet(&mut self, Moment { judged, now }: Moment) -> Result<(), Cause> {
         match self.phase {
-            Phase::Pinged { until } if until <= now => {
-                let quiet = now.saturating_duration_since(self.last_inbound).as_secs_f32();
+            Phase::Pinged { until } if until <= judged => {
+                let quiet = judged.saturating_duration_since(self.last_inbound).as_secs_f32();
                 let message = format!("no frame for {quiet:.1} s, and no answer to a ping");
                 Err(Cause::Liveness { message })
             }
-            Phase::Open if after(self.last_inbound, self.settings.ping_idle) <= now => {
+            Phase::Open if after(self.last_inbound, self.settings.ping_idle) <= judged => {
                 self.phase = Phase::Pinged { until: after(now, self.settings.pong_timeout) };
                 self.framer.ping(&mut self.outgoing)
             }

@@ -11,6 +11,7 @@ use crate::code::ExchangeCode;
 use crate::command::{Ended, UNANSWERED_MAX};
 use crate::connector::Dialed;
 use crate::error::Cause;
+use crate::event::Event;
 use crate::ids::{ConnId, Epoch, Role, ShardId, Sid, Ticker};
 use crate::market::SubscriptionInfo;
 use crate::registry::MarketChange;
@@ -82,6 +83,8 @@ pub(crate) enum Report {
         heard: bool,
     },
     RegistryHungUp,
+    /// For the host.
+    Tell(Event),
     /// Slow calls of an inline handler since the last such report, and the slowest of them.
     HandlerSlow {
         shard: ShardId,

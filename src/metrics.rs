@@ -56,6 +56,26 @@ impl Stats {
         page.sample("", Duration::from_nanos(self.handler_busy_ns).as_secs_f64());
         page.gauge("handler_slowest_seconds", "The longest call of an inline handler.");
         page.sample("", Duration::from_nanos(self.handler_slowest_ns).as_secs_f64());
+        page.counter("tls_handshakes_total", "TLS handshakes, in full or resumed.");
+        page.sample("kind=\"full\"", self.tls_full);
+        page.sample("kind=\"resumed\"", self.tls_resumed);
+        page.gauge("connections_halted", "Connections that wait for an operator.");
+        page.sample("", self.connections_halted);
+        page.gauge("connections_silent", "Connections without data for too long.");
+        page.sample("", self.connections_silent);
+        page.gauge("connections_lagging", "Connections whose data comes late.");
+        page.sample("", self.connections_lagging);
+        page.gauge("feed_lag_seconds", "How late data comes, by the newest sample.");
+        page.sample("", Duration::from_millis(self.feed_lag_ms).as_secs_f64());
+        page.counter("shard_cycles_slow_total", "Turns over the threshold, by shard.");
+        for shard in &self.shards {
+            page.sample(&format!("shard=\"{}\"", shard.shard), shard.cycles_slow);
+        }
+        page.gauge("shard_cycle_max_seconds", "The longest turn, by shard.");
+        for shard in &self.shards {
+            let longest = Duration::from_nanos(shard.cycle_ns_max).as_secs_f64();
+            page.sample(&format!("shard=\"{}\"", shard.shard), longest);
+        }
         page.counter("reconnects_total", "Returns to live, by connection.");
         for (conn, role, count) in &self.reconnects_by_connection {
             page.sample(&format!("conn_id=\"{conn}\",role=\"{role}\""), count);

@@ -13,9 +13,9 @@ use crossbeam_channel::{Receiver, Sender, TrySendError};
 use crossbeam_utils::CachePadded;
 
 use crate::batch::{Batch, Entry, RawMessage};
-
 use crate::delivery::{Delivery, Inline, Panicked};
 use crate::error::Cause;
+use crate::event::Event;
 use crate::held::Held;
 use crate::ids::{ConnId, Epoch, Role, ShardId, widen};
 use crate::link::{Link, LinkSettings, Note};
@@ -23,10 +23,11 @@ use crate::mailbox::{BOOK_REPORTS_MAX, Order, Report, Untold};
 use crate::messages::{LARGE_BYTES, Outlet};
 use crate::overflow::{Overflow, OverflowPolicy};
 use crate::pool::{PoolLayout, shard_of};
-
+use crate::spill::Spill;
 use crate::stats::ShardCounters;
-use crate::timer::{Alarm, Next, after};
+use crate::timer::{Alarm, Moment, Next, after};
 use crate::transport::{Ready, Received, Sent, Transport};
+use crate::watch::Watch;
 
 /// How soon a full registry queue is tried again.
 const HELD_RETRY: Duration = Duration::from_millis(1);
@@ -78,6 +79,11 @@ pub(crate) struct Shard<T: Transport> {
     counters: Arc<CachePadded<ShardCounters>>,
     ready: VecDeque<usize>,
     alarm: Alarm,
+    /// When the last turn was.
+    turned: Option<Instant>,
+    /// Turns that took too long.
+    stalls: Watch,
+    spill: Spill,
     state: State,
     untold: Vec<Untold>,
     scratch: Scratch,
@@ -107,6 +113,7 @@ pub(crate) struct ShardParts<T: Transport> {
     /// Reads of one connection in one turn.
     pub(crate) turn_budget: usize,
     pub(crate) handler_slow_threshold: Duration,
+    pub(crate) stall_threshold: Duration,
     pub(crate) counters: Arc<CachePadded<ShardCounters>>,
 }
 
@@ -144,6 +151,9 @@ impl<T: Transport> Shard<T> {
             counters: parts.counters,
             ready: VecDeque::new(),
             alarm: Alarm::default(),
+            turned: None,
+            stalls: Watch::new(parts.stall_threshold),
+            spill: Spill::default(),
             state: State::Running,
             untold: Vec::new(),
             scratch: Scratch { plain: Vec::with_capacity(LARGE_BYTES), ..Scratch::default() },
@@ -182,16 +192,21 @@ impl<T: Transport> Shard<T> {
 
     /// One turn.
     pub(crate) fn step(&mut self, now: Instant) -> Next {
+        let judged = self.turned.replace(now).unwrap_or(now);
         self.take_orders(now);
         self.drive_ready(now);
-        self.run_timers(now);
+        self.run_timers(Moment { judged, now });
         self.tell_slow(now);
         self.finish_stopping(now);
         self.outlet.flush();
         match self.state {
             State::Stopped | State::Failed => Next::Done,
             _ if !self.ready.is_empty() || !self.orders.is_empty() => Next::Now,
-            _ => Next::At(self.alarm.due()),
+            _ => match self.alarm.due() {
+                // Due, and judged once the sockets have been looked at again.
+                Some(due) if due <= now => Next::Now,
+                due => Next::At(due),
+            },
         }
     }
 
@@ -212,34 +227,6 @@ impl<T: Transport> Shard<T> {
         }
     }
 
-    /// Tells of slow calls of the handler, if it is time to.
-    fn tell_slow(&mut self, now: Instant) {
-        let told = self.inline.as_mut().map(|inline| inline.tell(self.id, &self.reports, now));
-        if let Some(later) = told.flatten() {
-            self.alarm.arm(later);
-        }
-    }
-
-    fn run_timers(&mut self, now: Instant) {
-        if !self.alarm.ring(now) {
-            return;
-        }
-        for index in 0..self.slots.len() {
-            self.retry_held(index, now);
-            self.tick(index, now);
-            if let Some(deadline) = self.deadline(index, now) {
-                self.alarm.arm(deadline);
-            }
-        }
-    }
-
-    fn deadline(&self, index: usize, now: Instant) -> Option<Instant> {
-        let slot = self.slots.get(index)?;
-        let retry = (!slot.held.is_nothing()).then(|| after(now, HELD_RETRY));
-        let live = slot.live.as_ref().map(|(_, link)| link.deadline());
-        crate::timer::earlier(retry, live)
-    }
-
     /// Reads once, digests, hands over, sends. Whether another read may give more.
     fn drive(&mut self, index: usize, now: Instant) -> bool {
         if self.state == State::Failed {
@@ -258,9 +245,11 @@ impl<T: Transport> Shard<T> {
         }
         let plain = &mut self.scratch.plain;
         plain.clear();
-        plain.extend_from_slice(&link.partial);
+        plain.extend_from_slice(link.partial.front());
+        let front = plain.len();
         let received = self.transport.receive(socket, plain);
-        let fresh = plain.len() > link.partial.len() || link.has_unread();
+        self.counters.bytes_received.add(widen(plain.len().saturating_sub(front)));
+        let fresh = link.partial.gather(plain, front);
         let (read_closed, broken) = (slot.read_closed, slot.broken.clone());
         let at = match received {
             Ok(Received::Some { at, .. }) => at,
@@ -288,7 +277,6 @@ impl<T: Transport> Shard<T> {
         };
         let counters = &*self.counters;
         let Scratch { plain, rest, notes, .. } = &mut self.scratch;
-        counters.bytes_received.add(widen(plain.len().saturating_sub(link.partial.len())));
         let mut batch = self.outlet.batch(plain, (link.conn, link.epoch, link.role), stamp);
         let verdict = link.digest(&mut batch, notes, counters);
         if batch.entries.is_empty() {
@@ -313,16 +301,12 @@ impl<T: Transport> Shard<T> {
             counters.messages_forwarded.add(widen(handed.messages));
             if !rest.is_empty() {
                 link.dropped(rest, counters);
+                let dropped = widen(rest.len());
+                self.spilled(dropped, stamp.mono);
             }
         }
         self.deliver_notes(index);
         verdict
-    }
-
-    fn retry_held(&mut self, index: usize, now: Instant) {
-        let Some(slot) = self.slots.get_mut(index) else { return };
-        let held = std::mem::replace(&mut slot.held, Held::Nothing);
-        self.offer(index, held, now);
     }
 
     /// Hands over what must not be dropped, as far as there is room. Whatever is left is held,
@@ -345,21 +329,10 @@ impl<T: Transport> Shard<T> {
         }
         if !free {
             self.alarm.arm(after(now, HELD_RETRY));
+            self.spilled(0, now);
         }
         if hung_up {
             self.report(Report::RegistryHungUp);
-        }
-    }
-
-    fn tick(&mut self, index: usize, now: Instant) {
-        let mut notes = std::mem::take(&mut self.scratch.notes);
-        let verdict = self.live(index).map(|link| link.tick(now, &mut notes));
-        self.scratch.notes = notes;
-        self.deliver_notes(index);
-        match verdict {
-            None => {}
-            Some(Ok(())) => self.flush(index, now),
-            Some(Err(cause)) => self.lose(index, cause),
         }
     }
 
@@ -397,6 +370,7 @@ impl<T: Transport> Shard<T> {
         let Some((mut socket, mut link)) = slot.live.take() else {
             return;
         };
+        link.forget(&self.counters);
         self.transport.deregister(&mut socket);
         drop(socket);
         let (conn, epoch, heard) = (link.conn, link.epoch, link.heard());
@@ -424,9 +398,10 @@ impl<T: Transport> Shard<T> {
         if self.scratch.notes.is_empty() {
             return;
         }
-        let Some((conn, epoch)) = self.live(index).map(|link| (link.conn, link.epoch)) else {
+        let Some(link) = self.live(index) else {
             return;
         };
+        let (conn, epoch, role) = (link.conn, link.epoch, link.role);
         let mut notes = std::mem::take(&mut self.scratch.notes);
         for note in notes.drain(..) {
             self.report(match note {
@@ -434,6 +409,10 @@ impl<T: Transport> Shard<T> {
                 Note::Late(ended) => Report::Late { conn, epoch, ended },
                 Note::SubscriptionEnded { sid, code } => {
                     Report::SubscriptionEnded { conn, epoch, sid, code }
+                }
+                Note::Sign(sign) => {
+                    self.tell(Event::of_sign(sign, conn, role, epoch));
+                    continue;
                 }
             });
         }
@@ -490,3 +469,4 @@ mod ending;
 mod orders;
 #[cfg(test)]
 mod tests;
+mod timers;

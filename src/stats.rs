@@ -26,6 +26,10 @@ impl Counter {
         self.0.store(value, Ordering::Relaxed);
     }
 
+    pub(crate) fn subtract(&self, count: u64) {
+        self.set(self.total().saturating_sub(count));
+    }
+
     pub(crate) fn raise(&self, value: u64) {
         if value > self.total() {
             self.set(value);
@@ -92,6 +96,20 @@ pub(crate) struct ShardCounters {
     pub(crate) control_ns_max: Counter,
     /// CPU that orders of the conductor took in turns that had any.
     pub(crate) control_ns: Spread,
+    /// Turns that took longer than the threshold.
+    pub(crate) cycles_slow: Counter,
+    /// Connections told to be silent now.
+    pub(crate) silent: Counter,
+    /// Silences told.
+    pub(crate) silences: Counter,
+    /// Connections told to be lagging now.
+    pub(crate) lagging: Counter,
+    /// How late data came at the newest sample, in milliseconds.
+    pub(crate) lag_ms: Counter,
+    /// The highest sample so far.
+    pub(crate) lag_ms_max: Counter,
+    /// Events the conductor's queue had no time for.
+    pub(crate) events_dropped: Counter,
     /// Nanoseconds since the thread's loop began.
     pub(crate) wall_ns: Counter,
     /// Thread CPU time, in nanoseconds.
@@ -193,21 +211,32 @@ impl Counters {
         self.control.markets_unplaced.set(0);
     }
 
+    fn sum(&self, counter: fn(&ShardCounters) -> &Counter) -> u64 {
+        self.shards.iter().map(|shard| counter(shard).total()).sum()
+    }
+
+    fn highest(&self, counter: fn(&ShardCounters) -> &Counter) -> u64 {
+        self.shards.iter().map(|shard| counter(shard).total()).max().unwrap_or(0)
+    }
+
+    fn reconnects(&self) -> Vec<(ConnId, Role, u64)> {
+        let counted = self.pool.iter().zip(self.control.reconnects.iter());
+        let counted = counted.map(|((conn, role), counter)| (conn, role, counter.total()));
+        counted.filter(|&(_, _, count)| count > 0).collect()
+    }
+
     /// Everything, read now.
     pub(crate) fn snapshot(&self, abandoned: bool) -> Stats {
-        let sum = |counter: fn(&ShardCounters) -> &Counter| {
-            self.shards.iter().map(|shard| counter(shard).total()).sum()
-        };
         let control = &*self.control;
-        let forwarded: u64 = sum(|shard| &shard.messages_forwarded);
-        let inline: u64 = sum(|shard| &shard.messages_consumed);
+        let forwarded = self.sum(|shard| &shard.messages_forwarded);
+        let inline = self.sum(|shard| &shard.messages_consumed);
         let consumed = self.consumed.total().saturating_add(inline);
         let by_role = |counter: fn(&ControlCounters, Role) -> u64| {
             Role::ALL.map(|role| (role, counter(control, role)))
         };
         let healthy =
             by_role(|c, role| c.connections_healthy.get(role.index()).map_or(0, Counter::total));
-        let shard_cpu: u64 = sum(|shard| &shard.cpu_ns);
+        let shard_cpu = self.sum(|shard| &shard.cpu_ns);
         Stats {
             connections_total: widen(self.pool.connections()),
             connections_healthy: healthy.iter().map(|(_, count)| count).sum(),
@@ -221,41 +250,49 @@ impl Counters {
             markets_refused: control.markets_refused.total(),
             no_healthy_connections: control.no_healthy_connections.total(),
             pool_full: control.pool_full.total(),
-            messages_received: sum(|shard| &shard.messages_received),
+            messages_received: self.sum(|shard| &shard.messages_received),
             messages_forwarded: forwarded,
             messages_consumed: consumed,
             messages_abandoned: if abandoned { forwarded.saturating_sub(consumed) } else { 0 },
-            messages_dropped: sum(|shard| &shard.messages_dropped),
-            lifecycle_forwarded: sum(|shard| &shard.lifecycle_forwarded),
-            lifecycle_discarded: sum(|shard| &shard.lifecycle_discarded),
-            sequence_gaps: sum(|shard| &shard.sequence_gaps),
-            messages_missed: sum(|shard| &shard.messages_missed),
-            messages_duplicate: sum(|shard| &shard.duplicates),
-            messages_backward: sum(|shard| &shard.backward),
-            replies: sum(|shard| &shard.replies),
-            replies_late: sum(|shard| &shard.replies_late),
-            replies_unmatched: sum(|shard| &shard.replies_unmatched),
-            control_frames: sum(|shard| &shard.control_frames),
-            binary_frames: sum(|shard| &shard.binary_frames),
-            unknown_types: sum(|shard| &shard.unknown_types),
-            unreadable: sum(|shard| &shard.unreadable),
-            reports_lost: sum(|shard| &shard.reports_lost),
+            messages_dropped: self.sum(|shard| &shard.messages_dropped),
+            lifecycle_forwarded: self.sum(|shard| &shard.lifecycle_forwarded),
+            lifecycle_discarded: self.sum(|shard| &shard.lifecycle_discarded),
+            sequence_gaps: self.sum(|shard| &shard.sequence_gaps),
+            messages_missed: self.sum(|shard| &shard.messages_missed),
+            messages_duplicate: self.sum(|shard| &shard.duplicates),
+            messages_backward: self.sum(|shard| &shard.backward),
+            replies: self.sum(|shard| &shard.replies),
+            replies_late: self.sum(|shard| &shard.replies_late),
+            replies_unmatched: self.sum(|shard| &shard.replies_unmatched),
+            control_frames: self.sum(|shard| &shard.control_frames),
+            binary_frames: self.sum(|shard| &shard.binary_frames),
+            unknown_types: self.sum(|shard| &shard.unknown_types),
+            unreadable: self.sum(|shard| &shard.unreadable),
+            reports_lost: self.sum(|shard| &shard.reports_lost),
             reconnects: control.reconnects.iter().map(Counter::total).sum(),
-            reconnects_by_connection: self.reconnects_by_connection(),
+            reconnects_by_connection: self.reconnects(),
             subscribe_errors: subscribe_errors(control).iter().map(|error| error.count).sum(),
             subscribe_errors_by_code: subscribe_errors(control),
             commands_timed_out: control.commands_timed_out.total(),
-            events_dropped: control.events_dropped.total(),
+            events_dropped: control.events_dropped.total()
+                + self.sum(|shard| &shard.events_dropped),
+            connections_silent: self.sum(|shard| &shard.silent),
+            silences: self.sum(|shard| &shard.silences),
+            connections_lagging: self.sum(|shard| &shard.lagging),
+            feed_lag_ms: self.highest(|shard| &shard.lag_ms),
+            feed_lag_ms_max: self.highest(|shard| &shard.lag_ms_max),
+            cycles_slow: self.sum(|shard| &shard.cycles_slow),
+            cycle_ns_max: self.highest(|shard| &shard.cycle_ns_max),
             tls_resumed: control.tls_resumed.total(),
             tls_full: control.tls_full.total(),
-            bytes_received: sum(|shard| &shard.bytes_received),
-            control_ns_max: self.most(|shard| &shard.control_ns_max),
+            bytes_received: self.sum(|shard| &shard.bytes_received),
+            handler_calls: self.sum(|shard| &shard.handler_calls),
+            handler_busy_ns: self.sum(|shard| &shard.handler_busy_ns),
+            handler_slowest_ns: self.highest(|shard| &shard.handler_ns_max),
+            handler_slow: self.sum(|shard| &shard.handler_slow),
+            control_ns_max: self.highest(|shard| &shard.control_ns_max),
             control_ns: self.durations(|shard| &shard.control_ns),
             cycle_ns: self.durations(|shard| &shard.cycle_ns),
-            handler_calls: sum(|shard| &shard.handler_calls),
-            handler_busy_ns: sum(|shard| &shard.handler_busy_ns),
-            handler_slowest_ns: self.most(|shard| &shard.handler_ns_max),
-            handler_slow: sum(|shard| &shard.handler_slow),
             cpu_ns: shard_cpu + control.conductor_cpu_ns.total() + control.connector_cpu_ns.total(),
             shards: (0u16..).zip(&self.shards).map(|(id, shard)| shard_stats(id, shard)).collect(),
         }
@@ -263,17 +300,6 @@ impl Counters {
 }
 
 impl Counters {
-    /// The largest of all shards.
-    fn most(&self, of: impl Fn(&ShardCounters) -> &Counter) -> u64 {
-        self.shards.iter().map(|shard| of(shard).total()).max().unwrap_or(0)
-    }
-
-    fn reconnects_by_connection(&self) -> Vec<(ConnId, Role, u64)> {
-        let counted = self.pool.iter().zip(self.control.reconnects.iter());
-        let counted = counted.map(|((conn, role), counter)| (conn, role, counter.total()));
-        counted.filter(|&(_, _, count)| count > 0).collect()
-    }
-
     fn durations(&self, of: impl Fn(&ShardCounters) -> &Spread) -> Durations {
         let mut sum = Durations::default();
         self.shards.iter().for_each(|shard| of(shard).add_to(&mut sum));
@@ -304,6 +330,7 @@ fn shard_stats(id: u16, shard: &ShardCounters) -> ShardStats {
         cycles: shard.cycles.total(),
         cycle_ns_max: shard.cycle_ns_max.total(),
         control_ns_max: shard.control_ns_max.total(),
+        cycles_slow: shard.cycles_slow.total(),
         busy_ratio: ratio(shard.busy_ns.total(), wall_ns),
         cpu_ns: shard.cpu_ns.total(),
         handler_calls: shard.handler_calls.total(),
@@ -414,6 +441,21 @@ pub struct Stats {
     pub commands_timed_out: u64,
     /// Events the host's queue had no room for.
     pub events_dropped: u64,
+    /// Connections that have brought no data for `silent_after` now.
+    pub connections_silent: u64,
+    /// How often one fell silent so.
+    pub silences: u64,
+    /// Connections whose data comes later than `lag_threshold` now.
+    pub connections_lagging: u64,
+    /// How late data came: the exchange's `ts_ms` to our read, in milliseconds. The newest sample
+    /// (about four a second of each connection) of the shard where it is highest.
+    pub feed_lag_ms: u64,
+    /// The highest sample so far, in milliseconds.
+    pub feed_lag_ms_max: u64,
+    /// Turns of shards that took longer than `stall_threshold`.
+    pub cycles_slow: u64,
+    /// The longest turn of any shard, in nanoseconds of wall time.
+    pub cycle_ns_max: u64,
     /// TLS handshakes resumed from a ticket.
     pub tls_resumed: u64,
     /// Full TLS handshakes.
@@ -487,6 +529,8 @@ pub struct ShardStats {
     /// The most that orders of the conductor (commands, new connections) took of one turn, in
     /// nanoseconds of thread CPU time.
     pub control_ns_max: u64,
+    /// Turns that took longer than `stall_threshold`.
+    pub cycles_slow: u64,
     /// Part of the wall time spent in turns rather than waiting.
     pub busy_ratio: f64,
     /// CPU time of its thread, in nanoseconds.

@@ -100,7 +100,9 @@ pub(crate) fn run_shard<T: Transport>(
         if busy {
             worked = before;
         }
-        let spent = nanoseconds(before.saturating_duration_since(now));
+        let took = before.saturating_duration_since(now);
+        shard.turn_took(took);
+        let spent = nanoseconds(took);
         counters.cycles.add(1);
         counters.busy_ns.add(if busy || wait == Wait::Block { spent } else { 0 });
         counters.cycle_ns_max.raise(spent);

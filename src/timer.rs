@@ -15,6 +15,15 @@ pub(crate) enum Next {
     Done,
 }
 
+/// The time of a turn, and the time by which deadlines are judged: that of the turn before, since
+/// which the sockets have been looked at. A process that was stopped for a minute has read what
+/// came meanwhile before it calls anyone silent.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Moment {
+    pub(crate) judged: Instant,
+    pub(crate) now: Instant,
+}
+
 /// The cached earliest deadline.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Alarm {

@@ -252,10 +252,13 @@ impl Transport for TcpTransport {
     }
 
     fn wait(&mut self, timeout: Option<Duration>, ready: &mut Vec<Ready>) -> io::Result<()> {
-        match self.poll.poll(&mut self.events, timeout) {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(()),
-            Err(error) => return Err(error),
+        let mut timeout = timeout;
+        while let Err(error) = self.poll.poll(&mut self.events, timeout) {
+            if error.kind() != io::ErrorKind::Interrupted {
+                return Err(error);
+            }
+            // Stopped and continued, perhaps much later: what has come meanwhile is looked at now.
+            timeout = Some(Duration::ZERO);
         }
         ready.extend(self.events.iter().filter(|event| event.token() != WAKER).map(|event| {
             let read_closed = event.is_read_closed() || event.is_error();

@@ -15,6 +15,7 @@ use crate::mailbox::{
     Mailbox, Order, Report, dial_queue_size, order_queue_size, report_queue_size,
 };
 use crate::messages::Handoff;
+use crate::pulse::PulseSettings;
 use crate::resolve::{SystemResolver, Wake};
 use crate::shard::ShardParts;
 use crate::stats::Counters;
@@ -72,6 +73,7 @@ impl Wiring {
                 delivery: delivery.clone(),
                 turn_budget: settings.turn_budget,
                 handler_slow_threshold: settings.handler_slow_threshold,
+                stall_threshold: settings.stall_threshold,
                 counters: Arc::clone(block),
             });
             shard_boxes.push(Mailbox { orders, wake });
@@ -141,5 +143,11 @@ fn link_settings(config: &Config) -> LinkSettings {
         ping_idle: settings.ping_idle,
         pong_timeout: settings.pong_timeout,
         write_timeout: settings.write_timeout,
+        message_timeout: settings.message_timeout,
+        pulse: PulseSettings {
+            silent_after: settings.silent_after,
+            lag_threshold: settings.lag_threshold,
+        },
+        silent_reconnect: settings.silent_reconnect,
     }
 }

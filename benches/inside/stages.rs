@@ -12,6 +12,7 @@ use crate::frame::{Framer, Incoming};
 use crate::ids::{ConnId, Epoch, Role, Seq, ShardId, Sid};
 use crate::link::{Link, LinkSettings};
 use crate::messages::{Handoff, LARGE_BYTES, Messages, Outlet};
+use crate::pulse::PulseSettings;
 use crate::sequence::Sequences;
 use crate::stats::ShardCounters;
 
@@ -167,6 +168,9 @@ impl Rig {
             ping_idle: 15 * second,
             pong_timeout: 10 * second,
             write_timeout: 10 * second,
+            message_timeout: 20 * second,
+            pulse: PulseSettings { silent_after: 60 * second, lag_threshold: 5 * second },
+            silent_reconnect: false,
         };
         let mut link = Link::new(PLACE, 0, Vec::new(), settings, self.stamp.mono);
         let mut notes = Vec::new();

@@ -1,5 +1,6 @@
 //! The shard over a scripted network in virtual time.
 
+mod liveness;
 mod world;
 
 use alloc_tracker::{Allocator, Session};
@@ -14,7 +15,7 @@ use world::*;
 static ALLOCATOR: Allocator<std::alloc::System> = Allocator::system();
 
 #[test]
-fn a_frame_cut_anywhere_arrives_whole() {
+fn c3_a_frame_cut_anywhere_arrives_whole() {
     let bytes = [delta(1), delta(2)].concat();
     for cut in 1..bytes.len() {
         let mut world = World::new(10);
@@ -29,14 +30,14 @@ fn a_frame_cut_anywhere_arrives_whole() {
 }
 
 #[test]
-fn frames_that_came_with_the_upgrade_need_no_event() {
+fn b10_frames_that_came_with_the_upgrade_need_no_event() {
     let mut world = World::new(10);
     let _peer = world.adopt(BOOK, 1, delta(1), 0.0);
     assert_eq!(world.received().len(), 1);
 }
 
 #[test]
-fn what_came_before_the_end_is_delivered_before_it() {
+fn d6_what_came_before_the_end_is_delivered_before_it() {
     for (end, cause) in [(Chunk::End, Cause::Ended), (Chunk::Reset, Cause::Reset)] {
         let mut world = World::new(10);
         let peer = world.adopt(BOOK, 1, Vec::new(), 0.0);
@@ -47,7 +48,7 @@ fn what_came_before_the_end_is_delivered_before_it() {
 }
 
 #[test]
-fn messages_before_a_violation_stand_and_nothing_after_it() {
+fn c1_messages_before_a_violation_stand_and_nothing_after_it() {
     let mut world = World::new(10);
     let peer = world.adopt(BOOK, 1, Vec::new(), 0.0);
     let bytes = [delta(1), frame(0xC1, b"rsv"), delta(2)].concat();
@@ -57,7 +58,7 @@ fn messages_before_a_violation_stand_and_nothing_after_it() {
 }
 
 #[test]
-fn a_quiet_connection_is_asked_and_then_given_up() {
+fn d8_a_quiet_connection_is_asked_and_then_given_up() {
     let mut world = World::new(10);
     let peer = world.adopt(BOOK, 1, Vec::new(), 0.0);
     assert!((world.due() - 15.0).abs() < 0.001);
@@ -69,7 +70,7 @@ fn a_quiet_connection_is_asked_and_then_given_up() {
 }
 
 #[test]
-fn any_frame_is_a_sign_of_life() {
+fn d9_any_frame_is_a_sign_of_life() {
     let mut world = World::new(10);
     let peer = world.adopt(BOOK, 1, Vec::new(), 0.0);
     world.settle(15.0);
@@ -83,17 +84,7 @@ fn any_frame_is_a_sign_of_life() {
 }
 
 #[test]
-fn after_a_long_pause_what_waits_is_read_before_anyone_is_given_up() {
-    let mut world = World::new(10);
-    let peer = world.adopt(BOOK, 1, Vec::new(), 0.0);
-    world.settle(15.0);
-    world.give(BOOK, &peer, vec![Chunk::Bytes(delta(1))], 75.0);
-    assert!(world.downs().is_empty());
-    assert_eq!(world.received().len(), 1);
-}
-
-#[test]
-fn a_peer_that_takes_no_bytes_is_given_up() {
+fn d11_a_peer_that_takes_no_bytes_is_given_up() {
     let mut world = World::new(10);
     let peer = world.adopt(BOOK, 1, Vec::new(), 0.0);
     peer.block.send(true).unwrap();
@@ -104,7 +95,7 @@ fn a_peer_that_takes_no_bytes_is_given_up() {
 }
 
 #[test]
-fn a_flood_of_pings_from_a_peer_that_reads_nothing_is_bounded() {
+fn d11_a_flood_of_pings_from_a_peer_that_reads_nothing_is_bounded() {
     let mut world = World::new(10);
     let peer = world.adopt(BOOK, 1, Vec::new(), 0.0);
     peer.block.send(true).unwrap();
@@ -180,7 +171,7 @@ fn what_finds_no_room_is_told_by_the_next_message_or_the_next_epoch() {
 }
 
 #[test]
-fn one_that_floods_gets_one_read_a_turn() {
+fn g4_one_that_floods_gets_one_read_a_turn() {
     let mut world = World::new(10_000);
     let other = ConnId::new(5);
     let (flooding, calm) =
@@ -279,7 +270,7 @@ fn what_back_pressure_holds_at_the_end_is_told() {
 }
 
 #[test]
-fn a_stop_says_goodbye_takes_what_still_comes_and_tells_what_it_could_not() {
+fn j3_a_stop_says_goodbye_takes_what_still_comes_and_tells_what_it_could_not() {
     let mut world = World::new(2);
     let peer = world.adopt(BOOK, 1, Vec::new(), 0.0);
     let burst: Vec<u8> = (1..=5).flat_map(delta).collect();
@@ -305,7 +296,7 @@ fn the_debt_of_a_connection_that_is_down_at_the_stop_is_told() {
 }
 
 #[test]
-fn a_frame_that_never_ends_is_no_sign_of_life() {
+fn c9_a_frame_that_never_ends_is_no_sign_of_life() {
     let mut world = World::new(2);
     let peer = world.adopt(BOOK, 1, Vec::new(), 0.0);
     world.give(BOOK, &peer, vec![Chunk::Bytes(vec![0x81, 126, 0xFF, 0xFF])], 1.0);
@@ -331,7 +322,7 @@ fn a_drop_that_no_sid_can_tell_of_is_told_by_the_next_subscription() {
 }
 
 #[test]
-fn a_peer_that_never_says_goodbye_is_left_after_a_second() {
+fn d7_a_peer_that_never_says_goodbye_is_left_after_a_second() {
     let mut world = World::new(2);
     let _peer = world.adopt(BOOK, 1, Vec::new(), 0.0);
     world.orders.send(Order::Stop { until: world.start + Duration::from_secs(9) }).unwrap();

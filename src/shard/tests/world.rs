@@ -2,6 +2,8 @@
 //! share; nothing here asserts.
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::SystemTime;
 
 use crossbeam_channel::bounded;
 
@@ -11,6 +13,7 @@ use crate::dialect::Dialect;
 use crate::ids::CommandId;
 use crate::mailbox::Adoption;
 use crate::messages::{Handoff, Messages};
+use crate::pulse::PulseSettings;
 use crate::request::Ask;
 
 /// What the scripted peer does next.
@@ -37,8 +40,9 @@ pub(super) struct Peer {
 
 pub(super) struct FakeNet {
     ready: Receiver<Ready>,
-    now: Receiver<Instant>,
-    at: Instant,
+    now: Receiver<Stamp>,
+    at: Stamp,
+    copied: Arc<AtomicUsize>,
 }
 
 impl Transport for FakeNet {
@@ -61,6 +65,7 @@ impl Transport for FakeNet {
         None
     }
     fn receive(&mut self, link: &mut FakeLink, plain: &mut Vec<u8>) -> Result<Received, Cause> {
+        self.copied.fetch_add(plain.len(), Ordering::Relaxed);
         match link.inbound.try_recv() {
             Ok(Chunk::Bytes(bytes)) => {
                 plain.extend(bytes);
@@ -95,14 +100,14 @@ impl Transport for FakeNet {
         Ok(())
     }
     fn now(&self) -> Instant {
-        self.at
+        self.at.mono
     }
 
     fn cpu(&self) -> crate::clock::CpuTime {
         crate::clock::CpuTime::default()
     }
     fn stamp(&self) -> Stamp {
-        Stamp { wall: std::time::SystemTime::UNIX_EPOCH, mono: self.at }
+        self.at
     }
 }
 
@@ -112,7 +117,11 @@ pub(super) struct World {
     pub(super) orders: Sender<Order<FakeLink>>,
     pub(super) reports: Receiver<Report>,
     pub(super) ready: Sender<Ready>,
-    pub(super) clock: Sender<Instant>,
+    pub(super) clock: Sender<Stamp>,
+    /// What people's clocks said at `start`.
+    pub(super) wall: SystemTime,
+    /// Bytes that went before those of a read.
+    pub(super) copied: Arc<AtomicUsize>,
     pub(super) messages: Messages,
     pub(super) registry: Receiver<RawMessage>,
     pub(super) counters: Arc<CachePadded<ShardCounters>>,
@@ -131,6 +140,14 @@ impl World {
     }
 
     pub(super) fn with(message_buffer: usize, overflow: OverflowPolicy) -> Self {
+        Self::set(message_buffer, overflow, |_| {})
+    }
+
+    pub(super) fn set(
+        message_buffer: usize,
+        overflow: OverflowPolicy,
+        adjust: impl FnOnce(&mut LinkSettings),
+    ) -> Self {
         let (handoff, messages) = Handoff::new(1, message_buffer, 1 << 24);
         let (orders, order_receiver) = bounded(1_000);
         let (report_sender, reports) = bounded(1_000);
@@ -139,21 +156,17 @@ impl World {
         let (sink, registry) = bounded(2);
         let start = crate::clock::now();
         let counters = Arc::default();
-        let second = Duration::from_secs(1);
+        let wall = SystemTime::UNIX_EPOCH + Duration::from_secs(1_793_534_400);
+        let copied = Arc::new(AtomicUsize::new(0));
+        let at = Stamp { wall, mono: start };
+        let mut settings = settings();
+        adjust(&mut settings);
+        let net = FakeNet { ready: ready_receiver, now, at, copied: Arc::clone(&copied) };
         let shard = Shard::new(ShardParts {
             id: ShardId::new(0),
             shards: 1,
-            transport: FakeNet { ready: ready_receiver, now, at: start },
-            settings: LinkSettings {
-                message_bytes_max: 1 << 20,
-                outgoing_bytes_max: 1 << 16,
-                subscribe_timeout: 5 * second,
-                keep_responses: false,
-                single_sids: 0,
-                ping_idle: 15 * second,
-                pong_timeout: 10 * second,
-                write_timeout: 10 * second,
-            },
+            transport: net,
+            settings,
             orders: order_receiver,
             reports: report_sender,
             outlet: handoff.outlet(ShardId::new(0)).unwrap(),
@@ -162,6 +175,7 @@ impl World {
             delivery: Delivery::channel(),
             turn_budget: 1,
             handler_slow_threshold: Duration::from_millis(1),
+            stall_threshold: Duration::from_millis(50),
             counters: Arc::clone(&counters),
         });
         orders.send(Order::Listen { sink }).unwrap();
@@ -172,6 +186,8 @@ impl World {
             reports,
             ready,
             clock,
+            wall,
+            copied,
             messages,
             registry,
             counters,
@@ -184,7 +200,8 @@ impl World {
     /// One turn at this time.
     pub(super) fn step(&mut self, seconds: f64) {
         let now = self.start + Duration::from_secs_f64(seconds);
-        self.clock.send(now).unwrap();
+        let wall = self.wall + Duration::from_secs_f64(seconds);
+        self.clock.send(Stamp { wall, mono: now }).unwrap();
         self.shard.wait(None).unwrap();
         self.next = self.shard.step(now);
     }
@@ -260,8 +277,34 @@ impl World {
         self.reports.try_iter().filter_map(cause).collect()
     }
 
+    /// What the host was told.
+    pub(super) fn told(&self) -> Vec<Event> {
+        let told = |report| match report {
+            Report::Tell(event) => Some(event),
+            _ => None,
+        };
+        self.reports.try_iter().filter_map(told).collect()
+    }
+
     pub(super) fn received(&mut self) -> Vec<RawMessage> {
         std::iter::from_fn(|| self.messages.try_recv().ok()).collect()
+    }
+}
+
+fn settings() -> LinkSettings {
+    let second = Duration::from_secs(1);
+    LinkSettings {
+        message_bytes_max: 1 << 20,
+        outgoing_bytes_max: 1 << 16,
+        subscribe_timeout: 5 * second,
+        keep_responses: false,
+        single_sids: 0,
+        ping_idle: 15 * second,
+        pong_timeout: 10 * second,
+        write_timeout: 10 * second,
+        message_timeout: 20 * second,
+        pulse: PulseSettings { silent_after: 60 * second, lag_threshold: 5 * second },
+        silent_reconnect: false,
     }
 }
 

@@ -1,0 +1,276 @@
+//! Life and death of connections by the clock: silence, pauses, halves of messages, floods.
+
+use super::world::*;
+use super::*;
+
+/// A delta the exchange says it sent at this second of the world's.
+fn stamped(seq: u64, second: u64) -> Vec<u8> {
+    let ms = (1_793_534_400 + second) * 1_000;
+    text(&format!(
+        r#"{{"type":"orderbook_delta","sid":1,"seq":{seq},"msg":{{"s":"x","ts_ms":{ms}}}}}"#
+    ))
+}
+
+fn seconds(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+#[test]
+fn h2_after_a_pause_what_waits_is_read_before_anyone_is_given_up() {
+    let mut world = World::new(10);
+    let peer = world.adopt(BOOK, 1, Vec::new(), 0.0);
+    world.settle(15.0);
+    assert_eq!(opcodes(&peer), [0x9]);
+    // Stopped for a minute while it waited; the wait ends with nothing to show for it.
+    world.step(75.0);
+    assert!(world.downs().is_empty());
+    assert_eq!(world.next, Next::Now, "another look at the sockets, at once");
+    world.give(BOOK, &peer, vec![Chunk::Bytes(delta(1))], 75.0);
+    assert!(world.downs().is_empty());
+    assert_eq!(world.received().len(), 1);
+}
+
+#[test]
+fn h2_a_pause_between_the_wait_and_the_turn_is_no_reason_either() {
+    let mut world = World::new(10);
+    let peer = world.adopt(BOOK, 1, Vec::new(), 0.0);
+    world.settle(14.0);
+    world.step(90.0);
+    // The ping goes out only now, so its answer has all its time.
+    world.settle(90.0);
+    assert_eq!(opcodes(&peer), [0x9]);
+    world.settle(99.9);
+    assert!(world.downs().is_empty());
+    world.settle(100.0);
+    assert!(matches!(world.downs()[..], [Cause::Liveness { .. }]));
+}
+
+#[test]
+fn h2_more_to_read_is_read_first_however_much_it_is() {
+    let mut world = World::new(10);
+    let peer = world.adopt(BOOK, 1, Vec::new(), 0.0);
+    world.settle(15.0);
+    // A long message in many pieces; only with the last of them is there a whole frame.
+    let bytes = frame(0x81, &[b'a'; 60_000]);
+    let pieces = bytes.chunks(1_000).map(|piece| Chunk::Bytes(piece.to_vec())).collect();
+    world.give(BOOK, &peer, pieces, 80.0);
+    assert!(world.downs().is_empty());
+    assert_eq!(world.received().len(), 1);
+}
+
+#[test]
+fn h1_a_step_of_the_wall_clock_ends_nobody() {
+    for (step, back) in [(seconds(3_600), false), (seconds(3_600), true)] {
+        let mut world = World::new(100);
+        let peer = world.adopt(BOOK, 1, Vec::new(), 0.0);
+        world.subscribe(0.0);
+        world.give(BOOK, &peer, vec![Chunk::Bytes(delta(1))], 1.0);
+        world.wall = if back { world.wall - step } else { world.wall + step };
+        for second in 2..=4_u32 {
+            let at = f64::from(second);
+            world.give(BOOK, &peer, vec![Chunk::Bytes(delta(u64::from(second)))], at);
+        }
+        assert!((world.due() - 5.0).abs() < 0.001, "the command's deadline, not the clock's");
+        world.settle(18.9);
+        assert!(opcodes(&peer).iter().all(|&opcode| opcode != 0x9));
+        world.settle(19.0);
+        assert!(opcodes(&peer).contains(&0x9), "fifteen quiet seconds, as ever");
+        assert!(world.downs().is_empty());
+        let walls: Vec<_> = world.received().iter().map(|m| m.received_at.wall).collect();
+        assert_eq!(walls[1] > walls[0], !back, "only what people see has changed");
+    }
+}
+
+#[test]
+fn c9_a_message_in_fragments_that_never_ends_is_given_up_though_pings_come() {
+    let mut world = World::new(10);
+    let peer = world.adopt(BOOK, 1, Vec::new(), 0.0);
+    let begin = frame(0x01, b"{\"type\":");
+    world.give(BOOK, &peer, vec![Chunk::Bytes(begin)], 1.0);
+    for second in 2..=20 {
+        let more = [frame(0x89, b"heartbeat"), frame(0x00, b"\"x")].concat();
+        world.give(BOOK, &peer, vec![Chunk::Bytes(more)], f64::from(second));
+    }
+    assert!(world.downs().is_empty());
+    world.settle(21.0);
+    assert!(
+        matches!(&world.downs()[..], [Cause::Liveness { message }] if message.contains("part"))
+    );
+}
+
+#[test]
+fn c9_fragments_that_end_in_time_may_go_on_for_ever() {
+    let mut world = World::new(1_000);
+    let peer = world.adopt(BOOK, 1, Vec::new(), 0.0);
+    world.give(BOOK, &peer, vec![Chunk::Bytes(frame(0x01, b"a"))], 0.0);
+    for second in 1..100 {
+        // One ends and the next begins within the same read.
+        let more = [frame(0x80, b"b"), frame(0x01, b"a")].concat();
+        world.give(BOOK, &peer, vec![Chunk::Bytes(more)], f64::from(second));
+    }
+    assert!(world.downs().is_empty());
+    assert_eq!(world.received().len(), 99);
+}
+
+#[test]
+fn c9_a_large_frame_in_tiny_pieces_is_not_copied_with_each() {
+    let mut world = World::new(10);
+    let peer = world.adopt(BOOK, 1, Vec::new(), 0.0);
+    let payload = vec![b'a'; 60_000];
+    let bytes = [delta(1), frame(0x81, &payload), delta(2)].concat();
+    let pieces: Vec<_> = bytes.chunks(7).map(|piece| Chunk::Bytes(piece.to_vec())).collect();
+    let reads = pieces.len();
+    world.give(BOOK, &peer, pieces, 1.0);
+    let received = world.received();
+    assert_eq!(received.len(), 3);
+    assert_eq!(received[1].data.as_ref(), payload);
+    assert_eq!(world.counters.bytes_received.total(), crate::ids::widen(bytes.len()));
+    let copied = world.copied.load(std::sync::atomic::Ordering::Relaxed);
+    assert!(copied < reads * 400, "{copied} bytes before {reads} reads");
+}
+
+#[test]
+fn d12_a_silent_subscription_is_told_once_and_lives() {
+    let mut world = World::new(1_000);
+    let peer = world.adopt(BOOK, 1, Vec::new(), 0.0);
+    world.subscribe(0.0);
+    world.give(BOOK, &peer, vec![Chunk::Bytes([ok(1, 1), delta(2)].concat())], 1.0);
+    // The socket lives on pings alone, for two hours.
+    for ten in 1..720 {
+        let at = f64::from(ten * 10);
+        world.give(BOOK, &peer, vec![Chunk::Bytes(frame(0x89, b"heartbeat"))], at);
+        assert_eq!(world.counters.silent.total(), u64::from(ten >= 7));
+        let told = world.told();
+        match ten {
+            7 => assert!(
+                matches!(&told[..], [Event::Silent { conn: BOOK, quiet_for, .. }]
+                    if *quiet_for == seconds(69)),
+                "{told:?}"
+            ),
+            _ => assert!(told.is_empty(), "{told:?}"),
+        }
+    }
+    world.give(BOOK, &peer, vec![Chunk::Bytes(delta(3))], 7_201.0);
+    let told = world.told();
+    assert!(
+        matches!(&told[..], [Event::Heard { quiet_for, .. }] if *quiet_for == seconds(7_200)),
+        "{told:?}"
+    );
+    let counters = &world.counters;
+    assert_eq!((counters.silent.total(), counters.silences.total()), (0, 1));
+}
+
+#[test]
+fn d12_a_connection_without_a_subscription_is_not_called_silent() {
+    let mut world = World::new(10);
+    let peer = world.adopt(BOOK, 1, Vec::new(), 0.0);
+    for ten in 1..60 {
+        let at = f64::from(ten * 10);
+        world.give(BOOK, &peer, vec![Chunk::Bytes(frame(0x89, b"heartbeat"))], at);
+    }
+    assert!(world.told().is_empty());
+}
+
+#[test]
+fn d12_a_silent_one_is_given_up_where_that_is_asked_for() {
+    let policy = OverflowPolicy::default();
+    let mut world = World::set(10, policy, |settings| settings.silent_reconnect = true);
+    let peer = world.adopt(BOOK, 1, Vec::new(), 0.0);
+    world.subscribe(0.0);
+    world.give(BOOK, &peer, vec![Chunk::Bytes(ok(1, 1))], 1.0);
+    for ten in 1..=6 {
+        let at = f64::from(ten * 10);
+        world.give(BOOK, &peer, vec![Chunk::Bytes(frame(0x89, b"heartbeat"))], at);
+    }
+    assert!(world.downs().is_empty());
+    world.settle(61.0);
+    assert!(
+        matches!(&world.downs()[..], [Cause::Liveness { message }] if message.contains("no data"))
+    );
+    assert_eq!(world.counters.silent.total(), 0);
+}
+
+#[test]
+fn lag_is_told_when_it_begins_and_when_it_ends() {
+    let mut world = World::new(1_000);
+    let peer = world.adopt(BOOK, 1, Vec::new(), 0.0);
+    let mut told = Vec::new();
+    // How many seconds late each second's message is.
+    for (second, late) in [0, 1, 9, 9, 10, 9, 3, 2, 0].into_iter().enumerate() {
+        let second = u64::try_from(second).unwrap() + 100;
+        let message = stamped(second, second - late);
+        let at = f64::from(u32::try_from(second).unwrap());
+        world.give(BOOK, &peer, vec![Chunk::Bytes(message)], at);
+        told.extend(world.told());
+    }
+    assert!(
+        matches!(
+            &told[..],
+            [Event::Lagging { lag, .. }, Event::CaughtUp { lag: end, .. }]
+                if (*lag, *end) == (seconds(9), seconds(2))
+        ),
+        "{told:?}"
+    );
+    let counters = &world.counters;
+    assert_eq!((counters.lagging.total(), counters.lag_ms.total()), (0, 0));
+    assert_eq!(counters.lag_ms_max.total(), 10_000);
+}
+
+#[test]
+fn an_overflow_is_told_when_it_begins_and_when_it_is_over() {
+    let mut world = World::new(2);
+    let peer = world.adopt(BOOK, 1, Vec::new(), 0.0);
+    for read in 0..3 {
+        let burst: Vec<u8> = (read * 5 + 1..=read * 5 + 5).flat_map(delta).collect();
+        world.give(BOOK, &peer, vec![Chunk::Bytes(burst)], 1.0);
+    }
+    let shard = ShardId::new(0);
+    assert_eq!(world.told(), [Event::OverflowBegan { shard }]);
+    world.settle(1.9);
+    assert!(world.told().is_empty());
+    world.settle(2.1);
+    world.settle(2.1);
+    let lasted = Duration::ZERO;
+    assert_eq!(world.told(), [Event::OverflowEnded { shard, lasted, dropped: 13 }]);
+}
+
+#[test]
+fn d10_a_flood_of_pings_is_answered_and_holds_nobody_up() {
+    let mut world = World::new(100);
+    let other = ConnId::new(5);
+    let (flooding, calm) =
+        (world.adopt(BOOK, 1, Vec::new(), 0.0), world.adopt(other, 1, Vec::new(), 0.0));
+    let ping = frame(0x89, b"heartbeat");
+    for _ in 0..100 {
+        flooding.chunks.send(Chunk::Bytes(ping.repeat(100))).unwrap();
+    }
+    calm.chunks.send(Chunk::Bytes(delta(1))).unwrap();
+    for conn in [BOOK, other] {
+        let token = world.shard.index(conn).unwrap();
+        world.ready.send(Ready { token, read_closed: false }).unwrap();
+    }
+    world.step(1.0);
+    assert_eq!(world.received().len(), 1, "the other one's turn comes in the same turn");
+    world.settle(1.0);
+    let pongs: usize = flooding.sent.try_iter().map(|bytes| bytes.len()).sum();
+    assert_eq!(pongs, 10_000 * (2 + 4 + 9), "each ping is answered, and flushed");
+    assert!(world.downs().is_empty());
+}
+
+#[test]
+fn a_turn_that_takes_too_long_is_told_of() {
+    let mut world = World::new(10);
+    world.step(0.0);
+    world.shard.turn_took(Duration::from_millis(50));
+    world.shard.turn_took(Duration::from_millis(80));
+    world.step(0.1);
+    world.shard.turn_took(Duration::from_millis(60));
+    world.step(0.2);
+    let shard = ShardId::new(0);
+    let stalled = |ms, turns| Event::ShardStalled { shard, took: Duration::from_millis(ms), turns };
+    assert_eq!(world.told(), [stalled(80, 1)]);
+    world.settle(1.2);
+    world.settle(1.2);
+    assert_eq!(world.told(), [stalled(60, 1)], "at most once a second");
+    assert_eq!(world.counters.cycles_slow.total(), 2);
+}

@@ -1,0 +1,98 @@
+//! What a shard does by the clock: deadlines of its connections, what is held back offered again,
+//! and what an operator should know of the shard itself. It reads no clock.
+
+use std::time::{Duration, Instant};
+
+use super::{HELD_RETRY, Shard};
+use crate::event::Event;
+use crate::held::Held;
+use crate::mailbox::Report;
+use crate::spill::Over;
+use crate::timer::{Moment, after, earlier};
+use crate::transport::Transport;
+use crate::watch::Slow;
+
+impl<T: Transport> Shard<T> {
+    pub(super) fn run_timers(&mut self, moment: Moment) {
+        if !self.alarm.ring(moment.judged) {
+            return;
+        }
+        for index in 0..self.slots.len() {
+            self.retry_held(index, moment.now);
+            self.tick(index, moment);
+            if let Some(deadline) = self.deadline(index, moment.now) {
+                self.alarm.arm(deadline);
+            }
+        }
+        if let Some(Over { lasted, dropped }) = self.spill.tick(moment.judged) {
+            self.tell(Event::OverflowEnded { shard: self.id, lasted, dropped });
+        }
+        if let Some(due) = self.spill.due() {
+            self.alarm.arm(due);
+        }
+    }
+
+    fn deadline(&self, index: usize, now: Instant) -> Option<Instant> {
+        let slot = self.slots.get(index)?;
+        let retry = (!slot.held.is_nothing()).then(|| after(now, HELD_RETRY));
+        let live = slot.live.as_ref().map(|(_, link)| link.deadline());
+        earlier(retry, live)
+    }
+
+    fn retry_held(&mut self, index: usize, now: Instant) {
+        let Some(slot) = self.slots.get_mut(index) else { return };
+        let held = std::mem::replace(&mut slot.held, Held::Nothing);
+        self.offer(index, held, now);
+    }
+
+    fn tick(&mut self, index: usize, moment: Moment) {
+        let mut notes = std::mem::take(&mut self.scratch.notes);
+        let verdict = self.slots.get_mut(index).and_then(|slot| {
+            let (_, link) = slot.live.as_mut()?;
+            Some(link.tick(moment, slot.queued, &mut notes, &self.counters))
+        });
+        self.scratch.notes = notes;
+        self.deliver_notes(index);
+        match verdict {
+            None => {}
+            Some(Ok(())) => self.flush(index, moment.now),
+            Some(Err(cause)) => self.lose(index, cause),
+        }
+    }
+
+    /// Tells of slow calls of the handler and of slow turns, if it is time to.
+    pub(super) fn tell_slow(&mut self, now: Instant) {
+        let told = self.inline.as_mut().map(|inline| inline.tell(self.id, &self.reports, now));
+        let (shard, reports) = (self.id, &self.reports);
+        let stalled = self.stalls.tell(now, |Slow { calls: turns, took }| {
+            reports.try_send(Report::Tell(Event::ShardStalled { shard, took, turns })).is_ok()
+        });
+        if let Some(later) = earlier(told.flatten(), stalled) {
+            self.alarm.arm(later);
+        }
+    }
+
+    /// Takes note of how long a turn took.
+    pub(crate) fn turn_took(&mut self, took: Duration) {
+        if self.stalls.note(took) {
+            self.counters.cycles_slow.add(1);
+        }
+    }
+
+    /// Messages found no room: so many were dropped, or a connection is held back.
+    pub(super) fn spilled(&mut self, dropped: u64, now: Instant) {
+        if self.spill.note(dropped, now) {
+            self.tell(Event::OverflowBegan { shard: self.id });
+            self.alarm.arm(after(now, Duration::from_secs(1)));
+        }
+    }
+
+    /// Tells the host something, unless so much is under way to the conductor that there is no
+    /// time for it.
+    pub(super) fn tell(&self, event: Event) {
+        let half_full = self.reports.len() >= self.reports.capacity().unwrap_or(0) / 2;
+        if half_full || self.reports.try_send(Report::Tell(event)).is_err() {
+            self.counters.events_dropped.add(1);
+        }
+    }
+}

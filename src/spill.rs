@@ -1,0 +1,64 @@
+//! When messages began to find no room on a shard, and when that was over: many drops, or many
+//! moments of holding back, are one overflow. Pure: the time is an argument.
+
+use std::time::{Duration, Instant};
+
+use crate::timer::after;
+
+/// An overflow is over once everything has found room for this long.
+const CALM: Duration = Duration::from_secs(1);
+
+/// An overflow that is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Over {
+    /// From the first message without room to the last.
+    pub(crate) lasted: Duration,
+    /// Messages dropped.
+    pub(crate) dropped: u64,
+}
+
+/// The present overflow of one shard, if there is one.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Spill {
+    now: Option<(Instant, Instant, u64)>,
+}
+
+impl Spill {
+    /// Something found no room; this many messages were dropped. True when it is the first.
+    pub(crate) fn note(&mut self, dropped: u64, now: Instant) -> bool {
+        let (began, _, before) = self.now.unwrap_or((now, now, 0));
+        self.now.replace((began, now, before.saturating_add(dropped))).is_none()
+    }
+
+    /// When `tick` may have something to tell.
+    pub(crate) fn due(&self) -> Option<Instant> {
+        self.now.map(|(_, last, _)| after(last, CALM))
+    }
+
+    /// The overflow that is over.
+    pub(crate) fn tick(&mut self, now: Instant) -> Option<Over> {
+        self.due().filter(|due| *due <= now)?;
+        let (began, last, dropped) = self.now.take()?;
+        Some(Over { lasted: last.saturating_duration_since(began), dropped })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn drops_close_together_are_one_overflow() {
+        let start = crate::clock::now();
+        let at = |ms| start + Duration::from_millis(ms);
+        let mut spill = Spill::default();
+        assert_eq!((spill.due(), spill.tick(at(0))), (None, None));
+        assert!(spill.note(3, at(0)));
+        assert!(!spill.note(4, at(900)));
+        assert_eq!(spill.tick(at(1_899)), None);
+        let lasted = Duration::from_millis(900);
+        assert_eq!(spill.tick(at(1_900)), Some(Over { lasted, dropped: 7 }));
+        assert_eq!((spill.due(), spill.tick(at(9_999))), (None, None));
+        assert!(spill.note(0, at(10_000)), "a new one");
+    }
+}
