@@ -3,6 +3,8 @@
 
 use std::time::{Duration, Instant};
 
+use crate::error::Cause;
+
 /// Growth of reconnect delays. `attempt` 0 is the first retry.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Backoff {
@@ -29,16 +31,36 @@ impl Backoff {
     }
 }
 
-/// A bucket of depth one: no two paced attempts closer together than `interval`.
+/// However often it is told to slow down, an attempt is let through this often.
+const PACE_MAX: Duration = Duration::from_secs(1);
+
+/// A bucket of depth one: no two paced attempts closer together than `interval`, which doubles
+/// whenever the exchange says that we come too fast and halves when it lets us in.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Pacer {
+    least: Duration,
     interval: Duration,
     next: Option<Instant>,
 }
 
 impl Pacer {
     pub(crate) fn new(interval: Duration) -> Self {
-        Self { interval, next: None }
+        Self { least: interval, interval, next: None }
+    }
+
+    /// The exchange refused an attempt for this.
+    pub(crate) fn heed(&mut self, cause: &Cause) {
+        if matches!(cause, Cause::Upgrade { status: 429, .. }) {
+            self.slow_down();
+        }
+    }
+
+    fn slow_down(&mut self) {
+        self.interval = self.interval.saturating_mul(2).min(PACE_MAX.max(self.least));
+    }
+
+    pub(crate) fn speed_up(&mut self) {
+        self.interval = (self.interval / 2).max(self.least);
     }
 
     /// Takes the token if it is there.
@@ -80,6 +102,24 @@ mod tests {
             buckets[usize::try_from(quarter).unwrap()] += 1;
         }
         assert!(buckets.iter().all(|&n| n > 800), "{buckets:?}");
+    }
+
+    #[test]
+    fn b4_being_told_too_fast_slows_the_whole_process_down_for_a_while() {
+        let start = crate::clock::now();
+        let mut pacer = Pacer::new(Duration::from_millis(50));
+        (0..9).for_each(|_| pacer.slow_down());
+        let passed = |pacer: &mut Pacer, from: u64| {
+            (from..from + 3_000u64)
+                .filter(|ms| pacer.take(start + Duration::from_millis(*ms)))
+                .count()
+        };
+        assert_eq!(passed(&mut pacer, 0), 3, "one a second, and no less");
+        (0..9).for_each(|_| pacer.speed_up());
+        assert_eq!(passed(&mut pacer, 10_000), 60);
+        let mut off = Pacer::new(Duration::ZERO);
+        off.slow_down();
+        assert_eq!(passed(&mut off, 0), 3_000, "what is off stays off");
     }
 
     #[test]

@@ -21,7 +21,7 @@ use crate::dialect::Dialect;
 use crate::error::{Cause, StartError};
 use crate::event::Event;
 use crate::ids::{ConnId, Epoch, Role, Ticker, widen};
-use crate::mailbox::{Control, Inputs, Mailbox, Order, Report};
+use crate::mailbox::{Control, Inputs, Lost, Mailbox, Order, Report};
 use crate::pool::shard_of;
 use crate::registry::{Registry, Wish};
 use crate::stats::Counters;
@@ -210,8 +210,8 @@ impl<L> Conductor<L> {
                 }
             }
         }
-        // Behind the queue: whoever found it full had set the flag before.
-        if self.parts.stop_requested.swap(false, Ordering::AcqRel) {
+        // Behind the queue: whoever found it full had set the flag before. The manager clears it.
+        if self.parts.stop_requested.load(Ordering::Acquire) {
             self.stop(after(now, REQUESTED_STOP), now);
         }
     }
@@ -238,6 +238,7 @@ impl<L> Conductor<L> {
                 Dialed::Up { adoption, local_addr } => {
                     let (conn, epoch, role) = (adoption.conn, adoption.epoch, adoption.role);
                     if self.awaits(conn, epoch) {
+                        self.pacer.speed_up();
                         self.up(conn, now);
                         self.event(Event::Up { conn, role, epoch, local_addr });
                         self.order(conn, Order::Adopt(adoption), now);
@@ -245,6 +246,7 @@ impl<L> Conductor<L> {
                 }
                 Dialed::Failed { conn, epoch, cause } => {
                     if self.awaits(conn, epoch) {
+                        self.pacer.heed(&cause);
                         self.down(conn, cause, false, now);
                     }
                 }
@@ -309,10 +311,12 @@ impl<L> Conductor<L> {
             .is_some_and(|connection| connection.epoch == epoch && connection.is_live())
     }
 
-    /// A shard thread ended by a panic: its connections are lost for good.
+    /// A thread has ended. A shard's connections are lost for good; without the connector, no
+    /// attempt will be answered, and the next order to it tells so.
     fn take_lost(&mut self, now: Instant) {
-        while let Ok(shard) = self.parts.inputs.lost.try_recv() {
-            self.event(Event::ThreadLost { thread: format!("kf-shard-{shard}") });
+        while let Ok(Lost { thread, shard }) = self.parts.inputs.lost.try_recv() {
+            self.event(Event::ThreadLost { thread });
+            let Some(shard) = shard else { continue };
             self.shards_running = self.shards_running.saturating_sub(1);
             let shards = self.parts.shards.len();
             let ids: Vec<_> = self.connections.iter().map(|connection| connection.conn).collect();

@@ -1,7 +1,8 @@
 //! Takes connections from an address to a finished upgrade: many at once, none blocking, on a
 //! thread of its own, because a handshake costs milliseconds that no live connection should wait.
 //! A finished one is handed to the conductor, deregistered here, with whatever plaintext came
-//! along. One deadline covers all stages of an attempt.
+//! along. One deadline covers all stages of an attempt; of several addresses each gets its share
+//! of it, so that one nobody answers at does not take the time of the next.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -11,6 +12,7 @@ use std::time::{Duration, Instant, SystemTime};
 use crossbeam_channel::{Receiver, Sender, TryRecvError, TrySendError};
 use crossbeam_utils::CachePadded;
 
+use crate::addresses::Addresses;
 use crate::auth::Credentials;
 use crate::clock::{Stamp, unix_ms};
 use crate::endpoint::Endpoint;
@@ -27,6 +29,9 @@ use crate::upgrade::{self, Answer};
 /// Reads one answer may take at a stretch: far more than any honest one needs, and few enough
 /// that a peer sending nothing but empty records cannot hold the thread.
 const ANSWER_READS_MAX: usize = 64;
+
+/// The part of an attempt's time that a lookup has, when there are addresses known from before.
+const LOOKUP_SHARE: u32 = 4;
 
 /// From the conductor.
 #[derive(Clone, Copy, Debug)]
@@ -47,16 +52,34 @@ struct Attempt<L> {
     epoch: Epoch,
     role: Role,
     deadline: Instant,
+    /// Where it goes.
+    address: Option<SocketAddr>,
+    /// The addresses not tried yet.
+    others: VecDeque<SocketAddr>,
     progress: Progress<L>,
+}
+
+impl<L> Attempt<L> {
+    fn take_progress(&mut self) -> Progress<L> {
+        std::mem::replace(&mut self.progress, Progress::Resolving { until: None })
+    }
+
+    /// When something must be done about it.
+    fn due(&self) -> Instant {
+        self.progress.until().map_or(self.deadline, |until| until.min(self.deadline))
+    }
 }
 
 /// How far an attempt is; each stage holds what only it needs.
 enum Progress<L> {
-    Resolving,
-    /// The addresses not tried yet.
+    /// Until then, if there are addresses to go on with without an answer.
+    Resolving {
+        until: Option<Instant>,
+    },
+    /// Until then: the next address has its share of the time.
     Connecting {
         link: L,
-        others: VecDeque<SocketAddr>,
+        until: Instant,
     },
     Securing {
         link: L,
@@ -72,10 +95,19 @@ enum Progress<L> {
 impl<L> Progress<L> {
     fn stage(&self) -> Stage {
         match self {
-            Self::Resolving => Stage::Resolving,
+            Self::Resolving { .. } => Stage::Resolving,
             Self::Connecting { .. } => Stage::Connecting,
             Self::Securing { .. } => Stage::Securing,
             Self::Upgrading { .. } => Stage::Upgrading,
+        }
+    }
+
+    /// Until when it may stay so, where that is before the attempt's own deadline.
+    fn until(&self) -> Option<Instant> {
+        match self {
+            Self::Resolving { until } => *until,
+            Self::Connecting { until, .. } => Some(*until),
+            Self::Securing { .. } | Self::Upgrading { .. } => None,
         }
     }
 
@@ -95,7 +127,7 @@ impl<L> Progress<L> {
 
     fn link(&mut self) -> Option<&mut L> {
         match self {
-            Self::Resolving => None,
+            Self::Resolving { .. } => None,
             Self::Connecting { link, .. }
             | Self::Securing { link }
             | Self::Upgrading { link, .. } => Some(link),
@@ -137,6 +169,7 @@ pub(crate) struct Connector<T: Transport, R: Resolver> {
     parts: ConnectorParts<T, R>,
     /// By connection number less one.
     attempts: Vec<Option<Attempt<T::Link>>>,
+    addresses: Addresses,
     /// How far the exchange's clock is ahead of ours, in milliseconds, once it refused our time.
     skew_ms: i64,
     events: Vec<Ready>,
@@ -146,7 +179,8 @@ pub(crate) struct Connector<T: Transport, R: Resolver> {
 impl<T: Transport, R: Resolver> Connector<T, R> {
     pub(crate) fn new(parts: ConnectorParts<T, R>) -> Self {
         let attempts = (0..parts.connections).map(|_| None).collect();
-        Self { parts, attempts, skew_ms: 0, events: Vec::new(), stopped: false }
+        let addresses = Addresses::default();
+        Self { parts, attempts, addresses, skew_ms: 0, events: Vec::new(), stopped: false }
     }
 
     /// Waits for events or the timeout. The only place that blocks.
@@ -166,7 +200,7 @@ impl<T: Transport, R: Resolver> Connector<T, R> {
     }
 
     fn deadline(&self) -> Option<Instant> {
-        let deadlines = self.attempts.iter().flatten().map(|attempt| attempt.deadline);
+        let deadlines = self.attempts.iter().flatten().map(Attempt::due);
         deadlines.fold(None, |soonest, deadline| earlier(soonest, Some(deadline)))
     }
 
@@ -174,11 +208,10 @@ impl<T: Transport, R: Resolver> Connector<T, R> {
         loop {
             match self.parts.orders.try_recv() {
                 Ok(Dial::Begin { conn, epoch, role }) => {
-                    let deadline = after(now, self.parts.connect_timeout);
-                    let progress = Progress::Resolving;
                     self.discard(place_of(conn));
+                    let attempt = self.attempt(conn, epoch, role, now);
                     if let Some(place) = self.attempts.get_mut(place_of(conn)) {
-                        *place = Some(Attempt { conn, epoch, role, deadline, progress });
+                        *place = Some(attempt);
                     }
                     self.parts.resolver.ask();
                 }
@@ -192,44 +225,93 @@ impl<T: Transport, R: Resolver> Connector<T, R> {
         }
     }
 
-    /// Every attempt that waits for addresses goes on with the answer.
+    fn attempt(&self, conn: ConnId, epoch: Epoch, role: Role, now: Instant) -> Attempt<T::Link> {
+        let limit = self.parts.connect_timeout;
+        let until = (!self.addresses.is_empty()).then(|| after(now, limit / LOOKUP_SHARE));
+        let (deadline, progress) = (after(now, limit), Progress::Resolving { until });
+        let (address, others) = (None, VecDeque::new());
+        Attempt { conn, epoch, role, deadline, address, others, progress }
+    }
+
+    /// Every attempt that waits for addresses goes on with the answer, or with the addresses known
+    /// from before.
     fn take_addresses(&mut self, now: Stamp) {
         let Some(answer) = self.parts.resolver.answer() else {
             return;
         };
+        match &answer {
+            Ok(addresses) => self.addresses.learn(addresses),
+            Err(cause) if self.addresses.is_empty() => log::debug!("{cause}"),
+            Err(cause) => log::warn!("{cause}; going on with the addresses known"),
+        }
         for index in 0..self.attempts.len() {
             let Some(place) = self.attempts.get_mut(index) else {
                 return;
             };
             let resolving =
-                |attempt: &mut Attempt<_>| matches!(attempt.progress, Progress::Resolving);
+                |attempt: &mut Attempt<_>| matches!(attempt.progress, Progress::Resolving { .. });
             let Some(attempt) = place.take_if(resolving) else {
                 continue;
             };
-            let step = match &answer {
-                Ok(addresses) => self.dial(attempt.conn, addresses.iter().copied().collect()),
-                Err(cause) => Step::Failed { link: None, cause: cause.clone() },
-            };
-            self.follow(attempt, step, now);
+            match &answer {
+                Err(cause) if self.addresses.is_empty() => {
+                    let step = Step::Failed { link: None, cause: cause.clone() };
+                    self.follow(attempt, step, now);
+                }
+                _ => self.dial_known(attempt, now),
+            }
         }
     }
 
-    /// Begins TCP to the first address that takes it.
-    fn dial(&mut self, conn: ConnId, mut addresses: VecDeque<SocketAddr>) -> Step<T::Link> {
-        let mut cause = Cause::Local { message: "no address to connect to".to_owned() };
-        while let Some(address) = addresses.pop_front() {
+    fn dial_known(&mut self, mut attempt: Attempt<T::Link>, now: Stamp) {
+        attempt.others = self.addresses.in_order();
+        let cause = Cause::Local { message: "no address to connect to".to_owned() };
+        let step = self.dial(&mut attempt, cause, now.mono);
+        self.follow(attempt, step, now);
+    }
+
+    /// Begins TCP to the next address that takes it; without one it has failed, for this cause or
+    /// a newer one.
+    fn dial(
+        &mut self,
+        attempt: &mut Attempt<T::Link>,
+        mut cause: Cause,
+        now: Instant,
+    ) -> Step<T::Link> {
+        while let Some(address) = attempt.others.pop_front() {
             let dialed = self.parts.transport.dial(address).and_then(|mut link| {
-                self.parts.transport.register(&mut link, place_of(conn))?;
+                self.parts.transport.register(&mut link, place_of(attempt.conn))?;
                 Ok(link)
             });
             match dialed {
                 Ok(link) => {
-                    return Step::Waits(Progress::Connecting { link, others: addresses });
+                    let left = attempt.deadline.saturating_duration_since(now);
+                    let shares = u32::try_from(attempt.others.len()).unwrap_or(u32::MAX);
+                    let until = after(now, left / shares.saturating_add(1));
+                    attempt.address = Some(address);
+                    return Step::Waits(Progress::Connecting { link, until });
                 }
                 Err(refused) => cause = refused,
             }
+            self.addresses.failed(address);
         }
         Step::Failed { link: None, cause }
+    }
+
+    /// Goes on to the next address, if there is one.
+    fn dial_next(
+        &mut self,
+        attempt: &mut Attempt<T::Link>,
+        mut link: T::Link,
+        cause: Cause,
+        now: Instant,
+    ) -> Step<T::Link> {
+        self.parts.transport.deregister(&mut link);
+        drop(link);
+        if let Some(address) = attempt.address {
+            self.addresses.failed(address);
+        }
+        self.dial(attempt, cause, now)
     }
 
     /// Drives an attempt whose socket has something.
@@ -237,8 +319,8 @@ impl<T: Transport, R: Resolver> Connector<T, R> {
         let Some(mut attempt) = self.attempts.get_mut(index).and_then(Option::take) else {
             return;
         };
-        let progress = std::mem::replace(&mut attempt.progress, Progress::Resolving);
-        let step = self.drive(attempt.conn, progress, now);
+        let progress = attempt.take_progress();
+        let step = self.drive(&mut attempt, progress, now);
         self.follow(attempt, step, now);
     }
 
@@ -246,7 +328,7 @@ impl<T: Transport, R: Resolver> Connector<T, R> {
     fn follow(&mut self, mut attempt: Attempt<T::Link>, mut step: Step<T::Link>, now: Stamp) {
         loop {
             match step {
-                Step::Goes(progress) => step = self.drive(attempt.conn, progress, now),
+                Step::Goes(progress) => step = self.drive(&mut attempt, progress, now),
                 Step::Waits(progress) => {
                     attempt.progress = progress;
                     if let Some(place) = self.attempts.get_mut(place_of(attempt.conn)) {
@@ -266,19 +348,19 @@ impl<T: Transport, R: Resolver> Connector<T, R> {
         }
     }
 
-    fn drive(&mut self, conn: ConnId, progress: Progress<T::Link>, now: Stamp) -> Step<T::Link> {
+    fn drive(
+        &mut self,
+        attempt: &mut Attempt<T::Link>,
+        progress: Progress<T::Link>,
+        now: Stamp,
+    ) -> Step<T::Link> {
         let transport = &mut self.parts.transport;
         match progress {
-            Progress::Resolving => Step::Waits(progress),
-            Progress::Connecting { mut link, others } => match transport.connected(&mut link) {
+            Progress::Resolving { .. } => Step::Waits(progress),
+            Progress::Connecting { mut link, until } => match transport.connected(&mut link) {
                 Ok(true) => Step::Goes(Progress::Securing { link }),
-                Ok(false) => Step::Waits(Progress::Connecting { link, others }),
-                Err(cause) if others.is_empty() => Step::Failed { link: Some(link), cause },
-                Err(_) => {
-                    transport.deregister(&mut link);
-                    drop(link);
-                    self.dial(conn, others)
-                }
+                Ok(false) => Step::Waits(Progress::Connecting { link, until }),
+                Err(cause) => self.dial_next(attempt, link, cause, now.mono),
             },
             Progress::Securing { mut link } => match transport.secure(&mut link) {
                 Ok(true) => self.request(link, now.wall),
@@ -354,12 +436,17 @@ impl<T: Transport, R: Resolver> Connector<T, R> {
         if let Some(date) = date.filter(|_| expired) {
             let ms = |time| i64::try_from(unix_ms(time)).unwrap_or(i64::MAX);
             self.skew_ms = ms(date).saturating_sub(ms(wall));
+            self.parts.counters.clock_corrections.add(1);
+            self.parts.counters.clock_skew_ms.set(self.skew_ms.cast_unsigned());
             log::warn!("this clock is {} ms off the exchange's; signing by its time", self.skew_ms);
         }
     }
 
     fn hand_over(&mut self, attempt: Attempt<T::Link>, mut link: T::Link, unread: Vec<u8>) {
-        let Attempt { conn, epoch, role, .. } = attempt;
+        let Attempt { conn, epoch, role, address, .. } = attempt;
+        if let Some(address) = address {
+            self.addresses.worked(address);
+        }
         self.parts.transport.deregister(&mut link);
         match self.parts.transport.local_addr(&link) {
             Some(local_addr) => {
@@ -370,19 +457,41 @@ impl<T: Transport, R: Resolver> Connector<T, R> {
         }
     }
 
-    fn expire(&mut self, Stamp { mono: now, wall }: Stamp) {
+    fn expire(&mut self, now: Stamp) {
         for index in 0..self.attempts.len() {
-            let Some(place) = self.attempts.get(index) else {
+            let Some(place) = self.attempts.get_mut(index) else {
                 return;
             };
-            let Some(attempt) = place.as_ref().filter(|attempt| attempt.deadline <= now) else {
-                continue;
-            };
-            let (conn, epoch) = (attempt.conn, attempt.epoch);
-            let cause = attempt.progress.overdue(wall);
-            self.discard(index);
-            self.report(Dialed::Failed { conn, epoch, cause });
+            if let Some(attempt) = place.take_if(|attempt| attempt.due() <= now.mono) {
+                self.overdue(attempt, now);
+            }
         }
+    }
+
+    /// The attempt's time is up, or that of its stage.
+    fn overdue(&mut self, mut attempt: Attempt<T::Link>, now: Stamp) {
+        let cause = attempt.progress.overdue(now.wall);
+        if attempt.deadline <= now.mono {
+            return self.give_up(attempt, cause);
+        }
+        let step = match attempt.take_progress() {
+            Progress::Connecting { link, .. } => {
+                self.dial_next(&mut attempt, link, cause, now.mono)
+            }
+            Progress::Resolving { .. } => return self.dial_known(attempt, now),
+            progress => Step::Waits(progress),
+        };
+        self.follow(attempt, step, now);
+    }
+
+    fn give_up(&mut self, mut attempt: Attempt<T::Link>, cause: Cause) {
+        if let Some(address) = attempt.address.filter(|_| matches!(cause, Cause::Timeout { .. })) {
+            self.addresses.failed(address);
+        }
+        if let Some(link) = attempt.progress.link() {
+            self.parts.transport.deregister(link);
+        }
+        self.report(Dialed::Failed { conn: attempt.conn, epoch: attempt.epoch, cause });
     }
 
     fn discard(&mut self, index: usize) {
@@ -405,3 +514,6 @@ impl<T: Transport, R: Resolver> Connector<T, R> {
 fn place_of(conn: ConnId) -> usize {
     usize::from(conn.number()).wrapping_sub(1)
 }
+
+#[cfg(test)]
+mod tests;

@@ -25,6 +25,7 @@
 
 #![forbid(unsafe_code)]
 
+mod addresses;
 mod affinity;
 mod assign;
 mod assignments;

@@ -131,6 +131,25 @@ pub(crate) enum Control {
     },
 }
 
+/// A thread that ended and should not have.
+#[derive(Debug)]
+pub(crate) struct Lost {
+    pub(crate) thread: String,
+    /// Whose connections went with it.
+    pub(crate) shard: Option<ShardId>,
+}
+
+impl Lost {
+    pub(crate) fn shard(shard: ShardId) -> Self {
+        Self { thread: shard_name(shard), shard: Some(shard) }
+    }
+}
+
+/// What a shard's thread is called.
+pub(crate) fn shard_name(shard: ShardId) -> String {
+    format!("kf-shard-{shard}")
+}
+
 /// A queue to a thread that sleeps in its poll, and what wakes it.
 pub(crate) struct Mailbox<O> {
     pub(crate) orders: Sender<O>,
@@ -160,8 +179,8 @@ pub(crate) struct Inputs<L> {
     pub(crate) changes: Receiver<MarketChange>,
     pub(crate) dialed: Receiver<Dialed<L>>,
     pub(crate) reports: Receiver<Report>,
-    /// Threads that ended by a panic.
-    pub(crate) lost: Receiver<ShardId>,
+    /// Threads that ended and should not have.
+    pub(crate) lost: Receiver<Lost>,
 }
 
 impl<L> Inputs<L> {

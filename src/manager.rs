@@ -6,7 +6,7 @@ use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
+use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded, never};
@@ -22,14 +22,14 @@ use crate::delivery::Delivery;
 use crate::error::{MessagesError, StartError};
 use crate::event::{Event, Events};
 use crate::ids::Ticker;
-use crate::mailbox::{Control, Inputs, Untold};
+use crate::mailbox::{Control, Inputs, Untold, shard_name};
 use crate::market::SubscriptionInfo;
 use crate::messages::{Handoff, Messages, Room};
 use crate::registry::{Registry, Wish};
 use crate::shard::Shard;
 use crate::stats::{Counters, Stats};
 use crate::subscription::{SubscriptionSettings, Subscriptions};
-use crate::thread::{self, Seat};
+use crate::thread::{self, CONDUCTOR, CONNECTOR, Seat};
 use crate::timer::after;
 use crate::transport::TcpLink;
 use crate::warning::{Warning, Warnings};
@@ -91,19 +91,19 @@ enum Phase {
 
 /// The threads of a started engine.
 struct Running {
-    conductor: JoinHandle<Conducted>,
+    conductor: JoinHandle<Option<Option<Luggage>>>,
     /// The shards, which tell at their end what they could not tell before, and the connector.
     others: Vec<JoinHandle<Vec<Untold>>>,
     ended: Receiver<String>,
     names: Vec<String>,
 }
 
-/// What the conductor's thread leaves behind, for another start.
-struct Conducted {
-    /// Both gone once a start has succeeded: then the end of that run is the end of `Messages`,
-    /// and of whoever reports changes.
-    registry: Option<Box<dyn Registry>>,
-    handoff: Option<Handoff>,
+/// What the conductor's thread takes along and, if the start fails, leaves behind for another.
+/// Gone once a start has succeeded: then the end of that run is the end of `Messages`, and of
+/// whoever reports changes.
+struct Luggage {
+    registry: Box<dyn Registry>,
+    handoff: Handoff,
     remembered: BTreeMap<Ticker, Wish>,
 }
 
@@ -112,6 +112,15 @@ struct Conducted {
 struct Flags {
     running: AtomicBool,
     stop_requested: Arc<AtomicBool>,
+}
+
+/// Takes back, however the conductor's thread ends, that it runs.
+struct Runs(Arc<Flags>);
+
+impl Drop for Runs {
+    fn drop(&mut self) {
+        self.0.running.store(false, Ordering::Release);
+    }
 }
 
 /// What came of a stop.
@@ -304,6 +313,11 @@ impl Manager {
         let verdict = verdict.recv().unwrap_or_else(|_| {
             Err(StartError::Threads("the conductor's thread ended by a bug".to_owned()))
         });
+        if verdict == Err(StartError::Cancelled) {
+            // That was its answer. One that comes from now on is for the next start, and so is
+            // one that came too late for a start that failed by itself.
+            self.flags.stop_requested.store(false, Ordering::Release);
+        }
         if verdict.is_err() {
             self.tear_down(Duration::from_secs(1));
             self.phase = Phase::Idle;
@@ -335,7 +349,8 @@ impl Manager {
         };
         self.inspect_cores();
         let (counters, delivery) = (&self.counters, &self.delivery);
-        let wiring = Wiring::new(&self.config, counters, handoff, delivery, &self.warnings);
+        let events = self.event_sender.clone();
+        let wiring = Wiring::new(&self.config, counters, handoff, delivery, &self.warnings, events);
         let wiring = wiring.map_err(threads)?;
         let Wiring { shards, connector, mailboxes, dialed, reports, lost, exits, ended } = wiring;
         let control = self.control.1.clone();
@@ -344,44 +359,64 @@ impl Manager {
         let wait = self.config.settings.wait;
         for (shard, core) in shards.into_iter().zip(&self.config.placement.shards) {
             let (id, counters) = (shard.id, Arc::clone(&shard.counters));
-            let name = format!("kf-shard-{id}");
+            let name = shard_name(id);
             let (told, warnings) = (exits.clone(), Arc::clone(&self.warnings));
             let seat = Seat { shard: id, core: *core, wait };
             let run =
                 move || thread::run_shard(|| Shard::new(shard), seat, &counters, &told, &warnings);
-            others.push(thread::spawn(&name, Some(id), &exits, run).map_err(threads)?);
+            others.push(
+                thread::spawn(Builder::new(), &name, Some(id), &exits, run).map_err(threads)?,
+            );
             names.push(name);
         }
         let counters = Arc::clone(&self.counters);
-        let confine = self.confine();
+        let (confine, told) = (self.confine(), exits.clone());
         let run = move || {
             confine();
-            thread::run_connector(Connector::new(connector), &counters.control.connector_cpu_ns);
+            let cpu = &counters.control.connector_cpu_ns;
+            thread::run_connector(Connector::new(connector), cpu, &told);
             Vec::new()
         };
-        others.push(thread::spawn(CONNECTOR, None, &exits, run).map_err(threads)?);
+        let connector = thread::spawn(Builder::new(), CONNECTOR, None, &exits, run);
+        others.push(connector.map_err(threads)?);
         let parts = self.conductor_parts(inputs, mailboxes, started);
-        let Some(mut registry) = self.registry.take() else { return Err(StartError::Stopped) };
-        let handoff = self.handoff.take();
-        let remembered = std::mem::take(&mut self.remembered);
+        let Some(luggage) = self.pack() else { return Err(StartError::Stopped) };
         let (counters, flags) = (Arc::clone(&self.counters), Arc::clone(&self.flags));
         let confine = self.confine();
-        let run = move || {
+        let run = move |Luggage { mut registry, handoff, remembered }| {
             confine();
+            let runs = Runs(flags);
             let mut conductor = Conductor::new(parts, clock::now());
             conductor.begin(&mut *registry, remembered, clock::now());
             let cpu = &counters.control.conductor_cpu_ns;
             let conductor = thread::run_conductor(conductor, cpu);
-            flags.running.store(false, Ordering::Release);
+            drop(runs);
             // After a start that succeeded this run's end is the end of `Messages`, whoever ended
             // it and whether or not anyone ever joins this thread.
             let again = !conductor.has_started();
-            let (registry, handoff) = (Some(registry).filter(|_| again), handoff.filter(|_| again));
-            Conducted { registry, handoff, remembered: conductor.into_remembered() }
+            let remembered = conductor.into_remembered();
+            again.then_some(Luggage { registry, handoff, remembered })
         };
-        let conductor = thread::spawn(CONDUCTOR, None, &exits, run).map_err(threads)?;
+        let conductor = thread::spawn_with(Builder::new(), CONDUCTOR, &exits, luggage, run);
+        let conductor = conductor.map_err(|(error, luggage)| {
+            self.unpack(luggage);
+            threads(error)
+        })?;
         names.extend([CONNECTOR.to_owned(), CONDUCTOR.to_owned()]);
         Ok(Running { conductor, others, ended, names })
+    }
+
+    /// What the conductor's thread takes along; nothing after a stop.
+    fn pack(&mut self) -> Option<Luggage> {
+        let (registry, handoff) = (self.registry.take()?, self.handoff.take()?);
+        Some(Luggage { registry, handoff, remembered: std::mem::take(&mut self.remembered) })
+    }
+
+    fn unpack(&mut self, luggage: Option<Luggage>) {
+        if let Some(Luggage { registry, handoff, remembered }) = luggage {
+            (self.registry, self.handoff) = (Some(registry), Some(handoff));
+            self.remembered = remembered;
+        }
     }
 
     /// What spoils the shards' cores.
@@ -450,11 +485,7 @@ impl Manager {
             stuck = await_threads(&running, after(until, Duration::from_millis(250)));
             if !stuck.iter().any(|name| name == CONDUCTOR) {
                 match running.conductor.join() {
-                    Ok(Conducted { registry, handoff, remembered }) => {
-                        self.registry = registry;
-                        self.handoff = handoff;
-                        self.remembered = remembered;
-                    }
+                    Ok(luggage) => self.unpack(luggage.flatten()),
                     Err(_) => panicked.push(CONDUCTOR.to_owned()),
                 }
             }
@@ -470,8 +501,7 @@ impl Manager {
             }
         }
         self.flags.running.store(false, Ordering::Release);
-        // Neither a stop asked for twice nor an old question is for the next start.
-        self.flags.stop_requested.store(false, Ordering::Release);
+        // An old question is not for the next start.
         while self.control.1.try_recv().is_ok() {}
         self.counters.nothing_is_live();
         let elapsed = clock::now().saturating_duration_since(begun);
@@ -493,9 +523,6 @@ impl fmt::Debug for Manager {
         f.debug_struct("Manager").field("config", &self.config).finish_non_exhaustive()
     }
 }
-
-const CONDUCTOR: &str = "kf-conductor";
-const CONNECTOR: &str = "kf-connector";
 
 /// Waits for the threads to end; the names of those that did not.
 fn await_threads(running: &Running, until: Instant) -> Vec<String> {

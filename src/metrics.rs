@@ -56,6 +56,23 @@ impl Stats {
         page.sample("", Duration::from_nanos(self.handler_busy_ns).as_secs_f64());
         page.gauge("handler_slowest_seconds", "The longest call of an inline handler.");
         page.sample("", Duration::from_nanos(self.handler_slowest_ns).as_secs_f64());
+        self.health(&mut page);
+        page.counter("reconnects_total", "Returns to live, by connection.");
+        for (conn, role, count) in &self.reconnects_by_connection {
+            page.sample(&format!("conn_id=\"{conn}\",role=\"{role}\""), count);
+        }
+        page.counter("subscribe_errors_total", "Commands refused, by channel and code.");
+        for error in &self.subscribe_errors_by_code {
+            let labels = format!("channel=\"{}\",error_code=\"{}\"", error.channel, error.code);
+            page.sample(&labels, error.count);
+        }
+        page.text
+    }
+
+    /// How the connections and the shards are.
+    fn health(&self, page: &mut Page) {
+        page.counter("clock_corrections_total", "Our time refused, the exchange's believed.");
+        page.sample("", self.clock_corrections);
         page.counter("tls_handshakes_total", "TLS handshakes, in full or resumed.");
         page.sample("kind=\"full\"", self.tls_full);
         page.sample("kind=\"resumed\"", self.tls_resumed);
@@ -76,16 +93,6 @@ impl Stats {
             let longest = Duration::from_nanos(shard.cycle_ns_max).as_secs_f64();
             page.sample(&format!("shard=\"{}\"", shard.shard), longest);
         }
-        page.counter("reconnects_total", "Returns to live, by connection.");
-        for (conn, role, count) in &self.reconnects_by_connection {
-            page.sample(&format!("conn_id=\"{conn}\",role=\"{role}\""), count);
-        }
-        page.counter("subscribe_errors_total", "Commands refused, by channel and code.");
-        for error in &self.subscribe_errors_by_code {
-            let labels = format!("channel=\"{}\",error_code=\"{}\"", error.channel, error.code);
-            page.sample(&labels, error.count);
-        }
-        page.text
     }
 }
 

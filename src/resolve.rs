@@ -2,10 +2,11 @@
 //! for as long as it likes. That thread is never joined: it ends when its queue does. The
 //! connector starts it, so it is kept on the same cores.
 
+use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
 
-use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded};
+use crossbeam_channel::{Receiver, TryRecvError, bounded};
 
 use crate::error::Cause;
 
@@ -30,14 +31,20 @@ pub(crate) struct SystemResolver {
     /// Our end's address, when it is not the routes' to choose.
     own: Option<IpAddr>,
     wake: Wake,
+    lookup: LookUp,
     state: State,
 }
+
+/// Blocks for as long as it likes.
+type LookUp = fn(&str, u16) -> io::Result<Vec<SocketAddr>>;
 
 enum State {
     /// The host is an address: no thread needed.
     Fixed(SocketAddr, bool),
     Idle,
     Asked(Receiver<Lookup>),
+    /// There was no thread to ask.
+    Refused(io::Error),
 }
 
 impl SystemResolver {
@@ -47,7 +54,7 @@ impl SystemResolver {
             Ok(address) => State::Fixed(SocketAddr::new(address, port), false),
             Err(_) => State::Idle,
         };
-        Self { host: host.to_owned(), port, own, wake, state }
+        Self { host: host.to_owned(), port, own, wake, lookup: system, state }
     }
 }
 
@@ -59,31 +66,32 @@ impl Resolver for SystemResolver {
                 (self.wake)();
             }
             State::Asked(_) => {}
-            State::Idle => {
-                let (sender, receiver) = bounded(1);
-                self.state = State::Asked(receiver);
-                let (host, wake) = (self.host.clone(), Arc::clone(&self.wake));
-                spawn_lookup((host, self.port), self.own, sender, wake);
+            State::Idle | State::Refused(_) => {
+                let place = (self.host.clone(), self.port);
+                let asked = spawn_lookup(place, self.own, self.lookup, Arc::clone(&self.wake));
+                self.state = asked.map_or_else(State::Refused, State::Asked);
             }
         }
     }
 
     fn answer(&mut self) -> Option<Lookup> {
-        match &mut self.state {
-            State::Fixed(address, asked) => std::mem::take(asked).then(|| Ok(vec![*address])),
-            State::Idle => None,
-            State::Asked(receiver) => {
-                let answer = match receiver.try_recv() {
-                    Err(TryRecvError::Empty) => return None,
-                    Ok(answer) => answer,
-                    Err(TryRecvError::Disconnected) => {
-                        Err(Cause::Local { message: "no thread for a name lookup".to_owned() })
-                    }
-                };
-                self.state = State::Idle;
-                Some(answer)
+        let local = |message| Err(Cause::Local { message });
+        let answer = match &mut self.state {
+            State::Fixed(address, asked) => {
+                return std::mem::take(asked).then(|| Ok(vec![*address]));
             }
-        }
+            State::Idle => return None,
+            State::Refused(error) => local(format!("no thread for a name lookup: {error}")),
+            State::Asked(receiver) => match receiver.try_recv() {
+                Err(TryRecvError::Empty) => return None,
+                Ok(answer) => answer,
+                Err(TryRecvError::Disconnected) => {
+                    local("the thread of a name lookup has ended by a bug".to_owned())
+                }
+            },
+        };
+        self.state = State::Idle;
+        Some(answer)
     }
 }
 
@@ -100,25 +108,39 @@ fn reachable(found: Vec<SocketAddr>, own: Option<IpAddr>) -> Result<Vec<SocketAd
     }
 }
 
+/// Looks the host up on a thread of its own.
 fn spawn_lookup(
     (host, port): (String, u16),
     own: Option<IpAddr>,
-    sender: Sender<Lookup>,
+    lookup: LookUp,
     wake: Wake,
-) {
-    let lookup = move || {
-        let found = (host.as_str(), port).to_socket_addrs();
-        let answer = found
+) -> io::Result<Receiver<Lookup>> {
+    let (sender, receiver) = bounded(1);
+    let run = move || {
+        // However this ends, the connector looks for the answer then.
+        let _wakes_last = WakeAtEnd(wake);
+        let sender = sender;
+        let answer = lookup(&host, port)
             .map_err(|error| error.to_string())
-            .and_then(|found| reachable(found.collect(), own))
+            .and_then(|found| reachable(found, own))
             .map_err(|message| Cause::Resolve { host, message });
         // The connector may be gone by now; then nobody needs the answer.
         sender.try_send(answer).unwrap_or_default();
-        wake();
     };
-    let builder = std::thread::Builder::new().name("kf-resolver".to_owned());
-    // Without a thread the sender is dropped, which `answer` reports.
-    drop(builder.spawn(lookup));
+    std::thread::Builder::new().name("kf-resolver".to_owned()).spawn(run)?;
+    Ok(receiver)
+}
+
+struct WakeAtEnd(Wake);
+
+impl Drop for WakeAtEnd {
+    fn drop(&mut self) {
+        (self.0)();
+    }
+}
+
+fn system(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+    (host, port).to_socket_addrs().map(Iterator::collect)
 }
 
 #[cfg(test)]
@@ -133,5 +155,49 @@ mod tests {
         assert_eq!(reachable(vec![six, four], own).unwrap(), [four]);
         assert!(reachable(vec![six], own).unwrap_err().contains("bind_address 127.0.0.2"));
         assert_eq!(reachable(vec![], own).unwrap_err(), "no address");
+    }
+    fn asked(lookup: LookUp) -> (SystemResolver, Receiver<()>) {
+        let (woken, wakes) = bounded(8);
+        let wake: Wake = Arc::new(move || woken.try_send(()).unwrap_or_default());
+        let mut resolver = SystemResolver::new(("exchange.test", 443), None, wake);
+        resolver.lookup = lookup;
+        resolver.ask();
+        (resolver, wakes)
+    }
+
+    const SOON: std::time::Duration = std::time::Duration::from_secs(30);
+
+    #[test]
+    fn a1_a_lookup_that_hangs_blocks_nobody_and_is_not_asked_twice() {
+        let (mut resolver, wakes) = asked(|_, _| {
+            loop {
+                std::thread::park();
+            }
+        });
+        for _ in 0..1_000 {
+            resolver.ask();
+            assert_eq!(resolver.answer(), None);
+        }
+        assert!(wakes.is_empty());
+    }
+
+    #[test]
+    fn a1_an_answer_wakes_and_is_given_once() {
+        let (mut resolver, wakes) = asked(|_, port| Ok(vec![([10, 0, 0, 1], port).into()]));
+        wakes.recv_timeout(SOON).unwrap();
+        assert_eq!(resolver.answer(), Some(Ok(vec![([10, 0, 0, 1], 443).into()])));
+        assert_eq!(resolver.answer(), None);
+    }
+
+    #[test]
+    fn g5_a_lookup_that_panics_is_told_of_and_the_next_one_asked() {
+        let (mut resolver, wakes) = asked(|_, _| panic!("a bug, put here on purpose"));
+        wakes.recv_timeout(SOON).unwrap();
+        let Some(Err(Cause::Local { message })) = resolver.answer() else { panic!() };
+        assert!(message.contains("ended by a bug"), "{message}");
+        resolver.lookup = |_, _| Err(io::ErrorKind::NotFound.into());
+        resolver.ask();
+        wakes.recv_timeout(SOON).unwrap();
+        assert!(matches!(resolver.answer(), Some(Err(Cause::Resolve { .. }))));
     }
 }

@@ -154,6 +154,10 @@ pub(crate) struct ControlCounters {
     pub(crate) events_dropped: Counter,
     pub(crate) conductor_cpu_ns: Counter,
     pub(crate) connector_cpu_ns: Counter,
+    /// How often the exchange refused our time and its own was believed.
+    pub(crate) clock_corrections: Counter,
+    /// How far its clock is ahead of ours: the bits of a signed number of milliseconds.
+    pub(crate) clock_skew_ms: Counter,
     pub(crate) tls_resumed: Counter,
     pub(crate) tls_full: Counter,
 }
@@ -283,6 +287,8 @@ impl Counters {
             feed_lag_ms_max: self.highest(|shard| &shard.lag_ms_max),
             cycles_slow: self.sum(|shard| &shard.cycles_slow),
             cycle_ns_max: self.highest(|shard| &shard.cycle_ns_max),
+            clock_corrections: control.clock_corrections.total(),
+            clock_skew_ms: control.clock_skew_ms.total().cast_signed(),
             tls_resumed: control.tls_resumed.total(),
             tls_full: control.tls_full.total(),
             bytes_received: self.sum(|shard| &shard.bytes_received),
@@ -456,6 +462,10 @@ pub struct Stats {
     pub cycles_slow: u64,
     /// The longest turn of any shard, in nanoseconds of wall time.
     pub cycle_ns_max: u64,
+    /// How often the exchange refused our time, and its own was believed.
+    pub clock_corrections: u64,
+    /// How far the exchange's clock is ahead of ours, in milliseconds, as of the last of those.
+    pub clock_skew_ms: i64,
     /// TLS handshakes resumed from a ticket.
     pub tls_resumed: u64,
     /// Full TLS handshakes.

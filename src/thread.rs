@@ -1,24 +1,29 @@
 //! The loops around the steps: where clocks are read, threads are named, pinned and measured, and
 //! a panic becomes a report. Nothing here decides anything.
 
-use std::thread::JoinHandle;
+use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::Sender;
+use crossbeam_channel::{Sender, bounded};
 
 use crate::affinity;
 use crate::clock::{self, CpuTime};
 use crate::conductor::Conductor;
 use crate::config::Wait;
 use crate::connector::Connector;
+use crate::event::Event;
 use crate::ids::ShardId;
-use crate::mailbox::Untold;
+use crate::mailbox::{Lost, Untold};
 use crate::resolve::Resolver;
 use crate::shard::Shard;
 use crate::stats::{Counter, ShardCounters};
 use crate::timer::Next;
 use crate::transport::Transport;
 use crate::warning::{Warning, Warnings};
+
+/// The threads there is one of.
+pub(crate) const CONDUCTOR: &str = "kf-conductor";
+pub(crate) const CONNECTOR: &str = "kf-connector";
 
 /// How often a thread publishes its CPU time.
 const CPU_INTERVAL: Duration = Duration::from_millis(100);
@@ -28,8 +33,22 @@ const CPU_INTERVAL: Duration = Duration::from_millis(100);
 pub(crate) struct Exits {
     /// The names of threads that ended.
     pub(crate) ended: Sender<String>,
-    /// Shards that ended by a panic.
-    pub(crate) lost: Sender<ShardId>,
+    /// Threads that ended and should not have.
+    pub(crate) lost: Sender<Lost>,
+    /// For when the one who takes `lost` is lost.
+    pub(crate) events: Sender<Event>,
+}
+
+impl Exits {
+    /// A thread has ended that should not have: the conductor tells the host, or it is told here
+    /// if that was the conductor.
+    fn lose(&self, lost: Lost) {
+        if let Err(error) = self.lost.try_send(lost) {
+            let thread = error.into_inner().thread;
+            // A host that does not take its events has to do without.
+            self.events.try_send(Event::ThreadLost { thread }).unwrap_or_default();
+        }
+    }
 }
 
 struct Farewell {
@@ -40,26 +59,45 @@ struct Farewell {
 
 impl Drop for Farewell {
     fn drop(&mut self) {
-        // The queues have a place for every thread; without a listener nobody needs to know.
-        if let Some(shard) = self.shard.filter(|_| std::thread::panicking()) {
-            self.exits.lost.try_send(shard).unwrap_or_default();
+        let thread = std::mem::take(&mut self.name);
+        if std::thread::panicking() {
+            log::error!("the thread {thread} has ended by a bug");
+            self.exits.lose(Lost { thread: thread.clone(), shard: self.shard });
         }
-        self.exits.ended.try_send(std::mem::take(&mut self.name)).unwrap_or_default();
+        // The queue has a place for every thread; without a listener nobody needs to know.
+        self.exits.ended.try_send(thread).unwrap_or_default();
     }
 }
 
 /// Starts a named thread whose end is told.
 pub(crate) fn spawn<R: Send + 'static>(
+    builder: Builder,
     name: &str,
     shard: Option<ShardId>,
     exits: &Exits,
     run: impl FnOnce() -> R + Send + 'static,
 ) -> std::io::Result<JoinHandle<R>> {
     let farewell = Farewell { name: name.to_owned(), shard, exits: exits.clone() };
-    std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+    builder.name(name.to_owned()).spawn(move || {
         let _told_at_the_end = farewell;
         run()
     })
+}
+
+/// The same with something the thread takes along, which comes back if there is no thread.
+pub(crate) fn spawn_with<L: Send + 'static, R: Send + 'static>(
+    builder: Builder,
+    name: &str,
+    exits: &Exits,
+    luggage: L,
+    run: impl FnOnce(L) -> R + Send + 'static,
+) -> Result<JoinHandle<Option<R>>, (std::io::Error, Option<L>)> {
+    let (sender, receiver) = bounded(1);
+    let carried = receiver.clone();
+    // There is room for the one.
+    sender.try_send(luggage).unwrap_or_default();
+    let run = move || carried.try_recv().ok().map(run);
+    spawn(builder, name, None, exits, run).map_err(|error| (error, receiver.try_recv().ok()))
 }
 
 /// Where a shard's thread runs, and how it waits.
@@ -89,8 +127,7 @@ pub(crate) fn run_shard<T: Transport>(
     while let Some(timeout) = shard_timeout(next, wait, before, worked) {
         if let Err(error) = shard.wait(timeout) {
             log::error!("a shard cannot wait for events: {error}");
-            // Its queue has a place for every shard.
-            exits.lost.try_send(shard.id()).unwrap_or_default();
+            exits.lose(Lost::shard(id));
             break;
         }
         let now = clock::now();
@@ -119,7 +156,7 @@ pub(crate) fn run_shard<T: Transport>(
     }
     if shard.is_failed() {
         log::error!("the handler of shard {} panicked; its connections are closed", shard.id());
-        exits.lost.try_send(shard.id()).unwrap_or_default();
+        exits.lose(Lost::shard(id));
     }
     CpuTime::publish(&counters.cpu_ns);
     counters.wall_ns.set(nanoseconds(before.saturating_duration_since(started)));
@@ -178,11 +215,13 @@ pub(crate) fn confine(cores: &[usize], warnings: &Warnings) {
 pub(crate) fn run_connector<T: Transport, R: Resolver>(
     mut connector: Connector<T, R>,
     cpu: &Counter,
+    exits: &Exits,
 ) {
     let mut timeout = Some(Duration::ZERO);
     loop {
         if let Err(error) = connector.wait(timeout) {
             log::error!("the connector cannot wait for events: {error}");
+            exits.lose(Lost { thread: CONNECTOR.to_owned(), shard: None });
             return;
         }
         let now = clock::stamp();
@@ -220,4 +259,60 @@ fn plain_timeout(next: Next, now: Instant) -> Option<Duration> {
 
 fn nanoseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use crossbeam_channel::Receiver;
+
+    use super::*;
+    use crate::event::Events;
+
+    fn exits() -> (Exits, Receiver<String>, Receiver<Lost>, Events) {
+        let ((ended, told), (lost, losses)) = (bounded(4), bounded(4));
+        let (events, host) = Events::new(4);
+        (Exits { ended, lost, events }, told, losses, host)
+    }
+
+    /// No system has so much memory for one stack.
+    fn impossible() -> Builder {
+        Builder::new().stack_size(1 << 60)
+    }
+
+    #[test]
+    fn what_no_thread_could_take_along_comes_back() {
+        let (exits, told, losses, _) = exits();
+        let result =
+            spawn_with(impossible(), "kf-conductor", &exits, String::from("registry"), |name| name);
+        let (error, back) = result.map(drop).unwrap_err();
+        assert_eq!(back.as_deref(), Some("registry"), "{error}");
+        assert_eq!(told.try_recv().as_deref(), Ok("kf-conductor"), "nobody waits for it");
+        assert!(losses.try_recv().is_err(), "it never was");
+        let result = spawn_with(Builder::new(), "kf-conductor", &exits, 7, |number| number + 1);
+        assert_eq!(result.ok().unwrap().join().unwrap(), Some(8));
+    }
+
+    #[test]
+    fn g5_a_thread_that_panics_is_told_of_by_name() {
+        let (exits, told, losses, host) = exits();
+        let shard = Some(ShardId::new(3));
+        let run = || panic!("a bug, put here on purpose");
+        spawn::<()>(Builder::new(), "kf-shard-3", shard, &exits, run).unwrap().join().unwrap_err();
+        let lost = losses.try_recv().unwrap();
+        assert_eq!((lost.thread.as_str(), lost.shard), ("kf-shard-3", shard));
+        assert_eq!(told.try_recv().as_deref(), Ok("kf-shard-3"));
+        assert!(host.try_recv().is_err(), "the conductor tells the host");
+    }
+
+    #[test]
+    fn g5_without_a_conductor_to_tell_the_host_is_told_here() {
+        let (exits, _, losses, host) = exits();
+        let run = move || {
+            let _gone_with_it = losses;
+            panic!("a bug, put here on purpose")
+        };
+        spawn::<()>(Builder::new(), "kf-conductor", None, &exits, run).unwrap().join().unwrap_err();
+        let thread = "kf-conductor".to_owned();
+        assert_eq!(host.try_recv(), Ok(Event::ThreadLost { thread }));
+    }
 }

@@ -3,16 +3,17 @@
 
 use std::sync::Arc;
 
-use crossbeam_channel::{Receiver, bounded};
+use crossbeam_channel::{Receiver, Sender, bounded};
 
 use crate::config::Config;
 use crate::connector::{ConnectorParts, Dial, Dialed};
 use crate::delivery::Delivery;
 use crate::dialect::Dialect;
+use crate::event::Event;
 use crate::ids::{ShardId, Ticker};
 use crate::link::LinkSettings;
 use crate::mailbox::{
-    Mailbox, Order, Report, dial_queue_size, order_queue_size, report_queue_size,
+    Lost, Mailbox, Order, Report, dial_queue_size, order_queue_size, report_queue_size,
 };
 use crate::messages::Handoff;
 use crate::pulse::PulseSettings;
@@ -36,7 +37,7 @@ pub(crate) struct Wiring {
     pub(crate) mailboxes: Mailboxes,
     pub(crate) dialed: Receiver<Dialed<TcpLink>>,
     pub(crate) reports: Receiver<Report>,
-    pub(crate) lost: Receiver<ShardId>,
+    pub(crate) lost: Receiver<Lost>,
     pub(crate) exits: Exits,
     pub(crate) ended: Receiver<String>,
 }
@@ -48,6 +49,7 @@ impl Wiring {
         handoff: &Handoff,
         delivery: &Delivery,
         warnings: &Arc<Warnings>,
+        events: Sender<Event>,
     ) -> std::io::Result<Self> {
         let settings = &config.settings;
         let (connections, in_flight) = (settings.pool.connections(), settings.commands_in_flight);
@@ -108,7 +110,7 @@ impl Wiring {
             dialed,
             reports,
             lost,
-            exits: Exits { ended: ended_sender, lost: lost_sender },
+            exits: Exits { ended: ended_sender, lost: lost_sender, events },
             ended,
         })
     }
