@@ -494,3 +494,6 @@ fn taken<T>(queue: &mut Receiver<T>) -> Option<T> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
