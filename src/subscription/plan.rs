@@ -12,7 +12,7 @@ use crate::request::{Ask, Request};
 use crate::timer::after;
 
 /// Tickers of one command, in bytes: with the rest of it, one TLS record.
-const COMMAND_BYTES_MAX: usize = 16_000;
+const COMMAND_BYTES_MAX: usize = 8_000;
 /// Time between two commands that look for a market the exchange does not like.
 const SEARCH_SPACING: Duration = Duration::from_millis(25);
 

@@ -61,8 +61,9 @@ fn m1_a_burst_goes_out_in_full_lists_within_the_cap() {
         other => panic!("{other:?}"),
     };
     let first = text(plan.next(ConnId::new(2), now));
-    assert_eq!(first.matches("KXDEMO").count(), 500);
-    assert!(first.len() < 16_384, "one TLS record: {}", first.len());
+    // Bounded by bytes before it is by count: a shard writes it in one turn.
+    assert!(first.matches("KXDEMO").count() > 300);
+    assert!(first.len() < 8_300, "{}", first.len());
 }
 
 #[test]
