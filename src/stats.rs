@@ -235,11 +235,8 @@ impl Counters {
         let forwarded = self.sum(|shard| &shard.messages_forwarded);
         let inline = self.sum(|shard| &shard.messages_consumed);
         let consumed = self.consumed.total().saturating_add(inline);
-        let by_role = |counter: fn(&ControlCounters, Role) -> u64| {
-            Role::ALL.map(|role| (role, counter(control, role)))
-        };
-        let healthy =
-            by_role(|c, role| c.connections_healthy.get(role.index()).map_or(0, Counter::total));
+        let live = |role: Role| control.connections_healthy.get(role.index());
+        let healthy = Role::ALL.map(|role| (role, live(role).map_or(0, Counter::total)));
         let shard_cpu = self.sum(|shard| &shard.cpu_ns);
         Stats {
             connections_total: widen(self.pool.connections()),

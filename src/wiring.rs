@@ -82,11 +82,8 @@ impl Wiring {
         }
         let (transport, wake) = transport(config, warnings)?;
         let endpoint = config.endpoint.clone();
-        let resolver = SystemResolver::new(
-            (&endpoint.host, endpoint.port),
-            settings.bind_address,
-            Arc::clone(&wake),
-        );
+        let host = (endpoint.host.as_str(), endpoint.port);
+        let resolver = SystemResolver::new(host, settings.bind_address, Arc::clone(&wake));
         let (orders, dial_receiver) = bounded(dial_queue_size(connections));
         let (dialed_sender, dialed) = bounded(dial_queue_size(connections));
         let connector = ConnectorParts {

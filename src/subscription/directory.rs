@@ -179,7 +179,8 @@ mod tests {
                 }
                 prop_assert_eq!(directory.len(), naive.len());
             }
-            let known: BTreeSet<String> = directory.iter().map(|(_, text, _)| text.to_owned()).collect();
+            let texts = directory.iter().map(|(_, text, _)| text.to_owned());
+            let known: BTreeSet<String> = texts.collect();
             prop_assert_eq!(known, naive);
         }
     }

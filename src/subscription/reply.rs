@@ -72,7 +72,7 @@ impl Subscriptions {
         if self.is_single_member(conn) {
             self.single_ended(conn, flight, verdict, ended, now);
         } else {
-            self.shared_ended(conn, flight, verdict, ended, now);
+            self.shared_ended(conn, (flight, verdict), ended, now);
         }
         markets
     }
@@ -80,8 +80,7 @@ impl Subscriptions {
     fn shared_ended(
         &mut self,
         conn: ConnId,
-        flight: Flight,
-        verdict: Verdict,
+        (flight, verdict): (Flight, Verdict),
         ended: &Ended,
         now: Instant,
     ) {

@@ -1,6 +1,6 @@
 //! The places of a sid's frames on the wire, told apart: data, answers, repeats, and what was never
-//! written. A slot is a frame's place in the order of its sid, from 1; its number is the same unless
-//! the exchange repeated numbers or jumped. It judges nothing.
+//! written. A slot is a frame's place in the order of its sid, from 1; its number is the same
+//! unless the exchange repeated numbers or jumped. It judges nothing.
 
 use std::borrow::Cow;
 

@@ -1,5 +1,5 @@
-//! The trading venue without its sockets: clients with their subscriptions, who listens to what, and
-//! the market universe. It never reads a clock for pacing and never touches a connection.
+//! The trading venue without its sockets: clients with their subscriptions, who listens to what,
+//! and the market universe. It never reads a clock for pacing and never touches a connection.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
