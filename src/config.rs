@@ -505,7 +505,7 @@ mod tests {
     }
 
     #[test]
-    fn nonsense_is_refused_by_name() {
+    fn j8_nonsense_is_refused_by_name() {
         let new = Config::builder;
         refused(new().url("http://localhost/"), "url");
         refused(new().url("ws://example.com/"), "url");
@@ -548,6 +548,43 @@ mod tests {
         assert_eq!(timeout(Config::builder()), seconds(25));
         assert_eq!(timeout(Config::builder().ping_idle(seconds(60))), seconds(70));
         assert_eq!(timeout(Config::builder().tcp_user_timeout(seconds(5))), seconds(5));
+    }
+
+    #[test]
+    fn h4_a_time_no_clock_could_hold_is_refused() {
+        type Set = fn(ConfigBuilder, Duration) -> ConfigBuilder;
+        let table: [(&str, Set); 13] = [
+            ("connect_timeout", ConfigBuilder::connect_timeout),
+            ("subscribe_timeout", ConfigBuilder::subscribe_timeout),
+            ("start_timeout", ConfigBuilder::start_timeout),
+            ("reconnect_initial", ConfigBuilder::reconnect_initial),
+            ("reconnect_max", ConfigBuilder::reconnect_max),
+            ("connect_interval", ConfigBuilder::connect_interval),
+            ("ping_idle", ConfigBuilder::ping_idle),
+            ("pong_timeout", ConfigBuilder::pong_timeout),
+            ("write_timeout", ConfigBuilder::write_timeout),
+            ("message_timeout", ConfigBuilder::message_timeout),
+            ("silent_after", ConfigBuilder::silent_after),
+            ("lag_threshold", ConfigBuilder::lag_threshold),
+            ("stall_threshold", ConfigBuilder::stall_threshold),
+        ];
+        for (setting, set) in table {
+            for time in [Duration::MAX, Duration::from_secs(u64::MAX), Duration::from_secs(90_000)]
+            {
+                refused(set(Config::builder(), time), setting);
+            }
+        }
+    }
+
+    #[test]
+    fn g7_cores_that_cannot_be_had_are_refused_and_never_replaced_in_silence() {
+        let new = Config::builder;
+        refused(new().cores(vec![100_000]), "cores");
+        refused(new().cores(vec![0]).shards(2), "cores");
+        refused(new().shards(65), "shards");
+        // More shards than cores is allowed, and is a warning at the start (see `placement`).
+        let many = new().shards(64).build().unwrap();
+        assert_eq!(many.shards(), 64);
     }
 
     #[test]

@@ -218,15 +218,45 @@ mod tests {
         Cause::Upgrade { status: 403, detail: String::new(), retry_after: None }
     }
 
+    /// Who moves a state on if nothing ever happens again.
+    fn moved_on_by(state: &State) -> &'static str {
+        match state {
+            State::Idle => "due at once",
+            State::Attempting { .. } | State::Waiting { .. } => "its own deadline",
+            State::Live { .. } => "its link's deadline, on its shard",
+            State::Halted => "an operator",
+        }
+    }
+
     #[test]
-    fn every_state_that_waits_has_a_deadline() {
+    fn i3_every_state_but_the_last_is_moved_on_by_somebody() {
         let mut script = Script::new();
-        assert!(script.connection.is_due(script.start));
+        let far = script.at(1_000_000);
+        let mut met = Vec::new();
+        let mut check = |script: &Script| {
+            let connection = &script.connection;
+            let by = moved_on_by(&connection.state);
+            met.push(by);
+            let deadline = connection.deadline();
+            assert_eq!(deadline.is_some(), by == "its own deadline", "{connection:?}");
+            assert!(deadline.is_none_or(|deadline| deadline < far));
+            let waits = matches!(connection.state, State::Idle | State::Waiting { .. });
+            assert_eq!(connection.is_due(far), waits, "{connection:?}");
+        };
+        check(&script);
         script.begin(0);
         assert_eq!(script.connection.deadline(), Some(script.at(11)));
-        script.down(1, Cause::Reset);
-        assert!(script.connection.deadline().unwrap() <= script.at(2));
-        assert!(!script.connection.is_live());
+        check(&script);
+        script.up(1);
+        check(&script);
+        script.down(2, Cause::Reset);
+        assert!(script.connection.deadline().unwrap() <= script.at(3));
+        check(&script);
+        script.begin(4);
+        script.down(5, Cause::Stopped);
+        check(&script);
+        met.dedup();
+        assert_eq!(met.len(), 5, "{met:?}");
     }
 
     #[test]
@@ -242,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flapping_server_does_not_reset_the_backoff() {
+    fn j2_a_flapping_server_does_not_reset_the_backoff() {
         let mut script = Script::new();
         for round in 0..10 {
             script.begin(round * 6);
@@ -257,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn what_an_operator_must_see_halts_after_three_in_a_row() {
+    fn b3_what_an_operator_must_see_halts_after_three_in_a_row() {
         let mut script = Script::new();
         for round in 0..2 {
             script.begin(round);
@@ -279,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn a_close_for_policy_halts_after_three_in_a_row_though_each_came_after_going_live() {
+    fn d3_a_close_for_policy_halts_after_three_in_a_row_though_each_came_after_going_live() {
         let policy = || Cause::PeerClosed { code: Some(1008), reason: String::new() };
         let mut script = Script::new();
         for round in 0..2 {
@@ -300,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_key_halts_at_once() {
+    fn b1_a_bad_key_halts_at_once() {
         let mut script = Script::new();
         script.begin(0);
         let cause = Cause::Upgrade {
@@ -312,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn retry_after_is_honoured_and_capped() {
+    fn b4_retry_after_is_honoured_and_capped() {
         for (asked, least, most) in [(7, 7, 7), (999_999, 300, 300)] {
             let mut script = Script::new();
             script.begin(0);

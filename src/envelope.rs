@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn surprises_take_the_long_way_and_are_read_right() {
+    fn c8_surprises_take_the_long_way_and_are_read_right() {
         let table: [(&str, Envelope); 8] = [
             (r#"{"sid":1,"seq":2,"type":"trade","msg":{}}"#, envelope(Kind::Known, 1, Some(2))),
             (

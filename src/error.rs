@@ -425,7 +425,7 @@ mod tests {
     }
 
     #[test]
-    fn the_policy_is_the_designs_table() {
+    fn d1_d2_d3_d4_the_policy_is_the_designs_table() {
         use Disposition::*;
         let table = [
             (Cause::Ended, RetrySoon),
@@ -435,6 +435,11 @@ mod tests {
             (closed(1012), RetrySoon),
             (closed(1011), BackOff),
             (closed(1013), BackOff),
+            (closed(1002), BackOff),
+            (closed(1007), BackOff),
+            (closed(1009), BackOff),
+            (closed(1005), BackOff),
+            (Cause::PeerClosed { code: None, reason: String::new() }, RetrySoon),
             (closed(1008), HaltAfterThree),
             (closed(4001), HaltAfterThree),
             (upgrade(401, "authentication_error NOT_FOUND", None), Halt),

@@ -354,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn hostile_frames_are_refused_and_nothing_of_them_delivered() {
+    fn c1_hostile_frames_are_refused_and_nothing_of_them_delivered() {
         let masked = [0x81, 0x80, 1, 2, 3, 4].to_vec();
         let endless = [[0x81, 127].as_slice(), &(1u64 << 62).to_be_bytes()].concat();
         let table: [(Vec<u8>, &str); 9] = [
@@ -376,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ping_is_answered_at_once_and_a_close_echoed() {
+    fn d1_a_ping_is_answered_at_once_and_a_close_echoed() {
         let (said, cause, sent) = run(&frame(0x89, b"heartbeat"), &[]);
         assert_eq!((said, cause, sent), (vec![Said::Other(Incoming::Ping)], None, 2 + 4 + 9));
         let (said, cause, sent) = run(&frame(0x88, &[0x03, 0xE9]), &[]);
@@ -385,7 +385,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_close_is_legal_and_data_after_a_close_is_not() {
+    fn d5_an_empty_close_is_legal_and_data_after_a_close_is_not() {
         let bytes = [frame(0x88, b""), frame(0x81, b"late")].concat();
         let (said, cause, _) = run(&bytes, &[]);
         let close = Incoming::Close { code: None, reason: String::new() };
@@ -394,7 +394,7 @@ mod tests {
     }
 
     #[test]
-    fn the_size_limit_is_exact_and_holds_over_fragments() {
+    fn c4_c5_the_size_limit_is_exact_and_holds_over_fragments() {
         assert_eq!(run(&frame(0x81, &[b'a'; MAX]), &[]).0.len(), 1);
         assert!(protocol("longer")(&run(&frame(0x81, &[b'a'; MAX + 1]), &[]).1));
         let halves = [frame(0x01, &[b'a'; MAX]), frame(0x80, b"a")].concat();
@@ -406,7 +406,7 @@ mod tests {
 
         /// However the bytes are cut, the messages are the same.
         #[test]
-        fn chunking_changes_nothing(
+        fn c3_chunking_changes_nothing(
             texts in prop::collection::vec("[a-zé]{0,200}", 1..8),
             fragment in any::<bool>(),
             mut cuts in prop::collection::vec(0usize..2_000, 0..10),

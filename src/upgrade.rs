@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn a_101_keeps_the_frames_behind_it() {
+    fn b10_a_101_keeps_the_frames_behind_it() {
         let head = accepted("");
         let text = format!("{head}\u{1}\u{2}");
         assert_eq!(answer(&text, false), Answer::Accepted { offset: head.len() });
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn a_101_that_breaks_the_rules_is_refused() {
+    fn b8_b9_a_101_that_breaks_the_rules_is_refused() {
         let table = [
             accepted("").replace(ACCEPT, "AAAA"),
             accepted("").replace("upgrade: WebSocket\r\n", ""),
@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_waits_for_its_body_and_names_the_code() {
+    fn b1_a_refusal_waits_for_its_body_and_names_the_code() {
         let body = r#"{"error":{"code":"authentication_error","message":"authentication_error","details":"NOT_FOUND"}}"#;
         let text = format!(
             "HTTP/1.1 401 Unauthorized\r\nDate: Sun, 01 Nov 2026 12:00:00 GMT\r\n\
@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn retry_after_is_seconds_or_a_date() {
+    fn b4_retry_after_is_seconds_or_a_date() {
         for (value, expected) in [
             ("7", Some(7)),
             ("Sun, 01 Nov 2026 12:00:30 GMT", Some(30)),

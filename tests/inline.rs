@@ -56,7 +56,7 @@ fn every_frame_reaches_the_handler_of_its_shard() {
 }
 
 #[test]
-fn a_handler_that_panics_takes_only_its_shard_along() {
+fn g5_a_handler_that_panics_takes_only_its_shard_along() {
     let armed = Arc::new(AtomicBool::new(false));
     let trigger = Arc::clone(&armed);
     let delivery = Delivery::inline(move |shard| {

@@ -28,7 +28,7 @@ fn snapshot_of(data: &[u8]) -> Option<String> {
 }
 
 #[test]
-fn twenty_connections_reset_at_once_come_back_with_every_market() {
+fn d6_twenty_connections_reset_at_once_come_back_with_every_market() {
     let mut rig = Rig::start(exchange(), PoolLayout::default(), |settings| settings);
     rig.all_confirmed(400);
     let victims: BTreeMap<_, _> = rig
@@ -91,7 +91,7 @@ fn twenty_connections_reset_at_once_come_back_with_every_market() {
 }
 
 #[test]
-fn close_frames_of_every_kind_lead_back_to_live() {
+fn d1_d2_close_frames_of_every_kind_lead_back_to_live() {
     for code in [1000, 1001, 1011, 1012, 1013] {
         let mut rig = Rig::start(exchange(), PoolLayout::new(1, 1, 1, 5), |settings| settings);
         rig.all_confirmed(400);
@@ -113,7 +113,7 @@ fn close_frames_of_every_kind_lead_back_to_live() {
 }
 
 #[test]
-fn handshakes_after_a_storm_resume_their_tls_sessions() {
+fn j1_handshakes_after_a_storm_resume_their_tls_sessions() {
     let mut rig = Rig::start(exchange(), PoolLayout::new(2, 2, 2, 24), |settings| settings);
     rig.all_confirmed(400);
     let before = rig.handle.stats();
@@ -134,7 +134,7 @@ fn handshakes_after_a_storm_resume_their_tls_sessions() {
 }
 
 #[test]
-fn an_exchange_that_refuses_for_a_while_is_waited_for() {
+fn b5_an_exchange_that_refuses_for_a_while_is_waited_for() {
     let mut rig = Rig::start(exchange(), PoolLayout::new(1, 1, 1, 5), |settings| settings);
     rig.all_confirmed(400);
     rig.exchange.refuse_upgrades(Some(503));

@@ -46,7 +46,7 @@ fn cause(error: &StartError) -> &Cause {
 }
 
 #[test]
-fn a_wrong_key_halts_at_once_and_names_the_401() {
+fn b1_a_wrong_key_halts_at_once_and_names_the_401() {
     let error = failing(|_, settings| {
         let other = Exchange::start(quiet()).unwrap();
         let key = Credentials::from_pem(other.key_id(), other.key_pem().as_bytes()).unwrap();
@@ -58,7 +58,7 @@ fn a_wrong_key_halts_at_once_and_names_the_401() {
 }
 
 #[test]
-fn a_right_id_with_a_wrong_key_is_told_apart() {
+fn b1_a_right_id_with_a_wrong_key_is_told_apart() {
     let error = failing(|exchange, settings| {
         let other = Exchange::start(quiet()).unwrap();
         let pem = other.key_pkcs1_pem().as_bytes();
@@ -68,14 +68,14 @@ fn a_right_id_with_a_wrong_key_is_told_apart() {
 }
 
 #[test]
-fn a_wrong_path_names_the_404() {
+fn b3_a_wrong_path_names_the_404() {
     let error =
         failing(|exchange, settings| settings.url(exchange.url().replace("/ws/v2", "/ws/v3")));
     assert!(matches!(cause(&error), Cause::Upgrade { status: 404, .. }), "{error}");
 }
 
 #[test]
-fn an_untrusted_certificate_is_refused() {
+fn a8_an_untrusted_certificate_is_refused() {
     let error = failing(|_, settings| {
         let other = Exchange::start(quiet()).unwrap();
         settings.ca_pem(other.ca_pem().to_owned())
@@ -84,7 +84,7 @@ fn an_untrusted_certificate_is_refused() {
 }
 
 #[test]
-fn an_unresolvable_host_is_named() {
+fn a1_an_unresolvable_host_is_named() {
     let error = failing(|_, settings| {
         settings
             .url("wss://no-such-host.invalid/trade-api/ws/v2")
@@ -97,7 +97,7 @@ fn an_unresolvable_host_is_named() {
 }
 
 #[test]
-fn a_closed_port_is_named() {
+fn a3_a_closed_port_is_named() {
     let error = failing(|_, settings| {
         let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let url = format!("wss://127.0.0.1:{}/trade-api/ws/v2", free.port());
@@ -108,7 +108,7 @@ fn a_closed_port_is_named() {
 }
 
 #[test]
-fn a_peer_that_never_answers_runs_into_the_one_deadline() {
+fn a5_a_peer_that_never_answers_runs_into_the_one_deadline() {
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let error = failing(|_, settings| {
         let url = format!("wss://127.0.0.1:{}/", silent.local_addr().unwrap().port());
@@ -159,7 +159,7 @@ fn a_failed_start_may_be_repeated_and_then_succeed() {
 }
 
 #[test]
-fn a_stop_requested_while_starting_cancels_the_start() {
+fn j4_a_stop_requested_while_starting_cancels_the_start() {
     let mut rig = Rig::prepare(quiet(), POOL, |settings| settings);
     rig.exchange.refuse_upgrades(Some(503));
     let handle = rig.handle.clone();
@@ -194,7 +194,7 @@ fn a_stop_requested_by_anyone_ends_the_stream_for_a_waiting_consumer() {
 }
 
 #[test]
-fn a_stop_without_a_deadline_still_says_goodbye() {
+fn j3_a_stop_without_a_deadline_still_says_goodbye() {
     let mut rig = Rig::start(quiet(), POOL, |settings| settings);
     let report = rig.manager.stop(Duration::MAX);
     assert_eq!((report.stuck.len(), report.panicked.len()), (0, 0));
@@ -224,7 +224,7 @@ fn changes_reported_during_a_start_that_failed_hold_for_the_next() {
 }
 
 #[test]
-fn stopping_twice_gives_the_same_report_and_starting_again_is_refused() {
+fn j3_stopping_twice_gives_the_same_report_and_starting_again_is_refused() {
     let mut rig = Rig::start(quiet(), POOL, |settings| settings);
     assert_eq!(rig.manager.start(), Err(StartError::AlreadyStarted));
     let first = rig.manager.stop(Duration::from_secs(2));

@@ -274,3 +274,120 @@ fn a_turn_that_takes_too_long_is_told_of() {
     assert_eq!(world.told(), [stalled(60, 1)], "at most once a second");
     assert_eq!(world.counters.cycles_slow.total(), 2);
 }
+
+#[test]
+fn c6_an_end_within_a_frame_delivers_nothing_of_it() {
+    for end in [Chunk::End, Chunk::Reset] {
+        let mut world = World::new(10);
+        let peer = world.adopt(BOOK, 1, Vec::new(), 0.0);
+        let cut = delta(2);
+        let bytes = [delta(1), cut[..cut.len() - 1].to_vec()].concat();
+        world.give(BOOK, &peer, vec![Chunk::Bytes(bytes), end], 1.0);
+        let seqs: Vec<_> = world.received().iter().map(|m| m.seq.unwrap().number()).collect();
+        assert_eq!(seqs, [1]);
+        assert!(matches!(world.downs()[..], [Cause::Ended | Cause::Reset]));
+    }
+}
+
+#[test]
+fn c2_bad_utf8_ends_the_connection_whole_or_split_over_fragments() {
+    let split = [frame(0x01, b"{\xc3"), frame(0x80, b"\x28}")].concat();
+    for bytes in [frame(0x81, b"{\"a\":\"\xff\"}"), split] {
+        let mut world = World::new(10);
+        let peer = world.adopt(BOOK, 1, Vec::new(), 0.0);
+        world.give(BOOK, &peer, vec![Chunk::Bytes([delta(1), bytes, delta(2)].concat())], 1.0);
+        assert_eq!(world.received().len(), 1);
+        let downs = world.downs();
+        assert!(
+            matches!(&downs[..], [Cause::Protocol { message }] if message.contains("UTF-8")),
+            "{downs:?}"
+        );
+    }
+    // A code point split over fragments is none the worse for it.
+    let mut world = World::new(10);
+    let peer = world.adopt(BOOK, 1, Vec::new(), 0.0);
+    let bytes = [frame(0x01, b"{\"\xc3"), frame(0x80, b"\xa9\":1}")].concat();
+    world.give(BOOK, &peer, vec![Chunk::Bytes(bytes)], 1.0);
+    assert_eq!(world.received()[0].data.as_ref(), "{\"é\":1}".as_bytes());
+}
+
+#[test]
+fn c7_what_is_not_text_is_counted_and_empty_text_is_delivered() {
+    let mut world = World::new(10);
+    let peer = world.adopt(BOOK, 1, Vec::new(), 0.0);
+    let bytes = [frame(0x82, b"bin"), frame(0x8A, b"nobody asked"), frame(0x81, b"")].concat();
+    world.give(BOOK, &peer, vec![Chunk::Bytes(bytes)], 1.0);
+    let received = world.received();
+    assert_eq!((received.len(), received[0].data.len()), (1, 0));
+    let counters = &world.counters;
+    assert_eq!((counters.binary_frames.total(), counters.control_frames.total()), (1, 1));
+    assert_eq!(counters.unreadable.total(), 1);
+    assert!(world.downs().is_empty());
+}
+
+#[test]
+fn h3_what_is_due_together_is_done_in_order_once_each() {
+    let mut world = World::new(10);
+    let peers: Vec<_> =
+        (1..=5).map(|conn| world.adopt(ConnId::new(conn), 1, Vec::new(), 0.0)).collect();
+    world.settle(15.0);
+    assert!(peers.iter().all(|peer| opcodes(peer) == [0x9]), "one ping each");
+    world.settle(25.0);
+    let reports: Vec<_> = world.reports.try_iter().collect();
+    let ended: Vec<_> = reports
+        .iter()
+        .filter_map(|report| match report {
+            Report::Down { conn, .. } => Some(conn.number()),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(ended, [1, 2, 3, 4, 5]);
+}
+
+#[test]
+fn j6_a_day_of_nothing_but_pings_drifts_by_nothing() {
+    let mut world = World::new(10);
+    let peer = world.adopt(BOOK, 1, Vec::new(), 0.0);
+    let (mut pings, mut at) = (0_u32, 0.0);
+    while at < 86_400.0 {
+        at = world.due();
+        world.settle(at);
+        for opcode in opcodes(&peer) {
+            assert_eq!(opcode, 0x9);
+            pings += 1;
+            let pong = frame(0x8A, b"kalshi-feed");
+            world.give(BOOK, &peer, vec![Chunk::Bytes(pong)], at);
+        }
+        assert!(world.downs().is_empty());
+    }
+    assert_eq!(pings, 86_400 / 15, "one each fifteen seconds, to the second");
+}
+
+#[test]
+fn d4_d5_every_close_there_is_is_told_with_its_code() {
+    for (payload, expected) in [
+        (&b""[..], None),
+        (&[0x03, 0xE8][..], Some(1000)),
+        (&[0x03, 0xEA][..], Some(1002)),
+        (&[0x03, 0xEF][..], Some(1007)),
+        (&[0x03, 0xF1][..], Some(1009)),
+        (&[0x0F, 0xA1, b'x'][..], Some(4001)),
+        // No such codes on the wire (RFC 6455, 7.4): the library calls them a violation.
+        (&[0x03, 0xEE][..], Some(1002)),
+        (&[0x13, 0x88][..], Some(1002)),
+    ] {
+        let mut world = World::new(10);
+        let peer = world.adopt(BOOK, 1, Vec::new(), 0.0);
+        world.give(BOOK, &peer, vec![Chunk::Bytes(frame(0x88, payload))], 1.0);
+        let downs = world.downs();
+        assert!(
+            matches!(&downs[..], [Cause::PeerClosed { code, .. }] if *code == expected),
+            "{payload:?}: {downs:?}"
+        );
+        assert_eq!(opcodes(&peer), [0x8], "and answered");
+    }
+    let mut world = World::new(10);
+    let peer = world.adopt(BOOK, 1, Vec::new(), 0.0);
+    world.give(BOOK, &peer, vec![Chunk::Bytes(frame(0x88, b"x"))], 1.0);
+    assert!(matches!(world.downs()[..], [Cause::Protocol { .. }]));
+}
