@@ -20,6 +20,7 @@ use crate::connector::{Dial, Dialed};
 use crate::dialect::Dialect;
 use crate::error::{Cause, StartError};
 use crate::event::Event;
+use crate::hush::Hush;
 use crate::ids::{ConnId, Epoch, Role, Ticker, widen};
 use crate::mailbox::{Control, Inputs, Lost, Mailbox, Order, Report};
 use crate::pool::shard_of;
@@ -81,6 +82,9 @@ pub(crate) struct Conductor<L> {
     placing: bool,
     shards_running: usize,
     has_started: bool,
+    /// Log lines of which there would be many at once.
+    hushed_lost: Hush,
+    hushed_failed: Hush,
     /// The cause of the last halt that was logged.
     halted_by: Option<Cause>,
     /// Why markets wait for a connection, if any do; told when it changes.
@@ -102,6 +106,8 @@ impl<L> Conductor<L> {
             placing: false,
             shards_running: parts.shards.len(),
             has_started: false,
+            hushed_lost: Hush::default(),
+            hushed_failed: Hush::default(),
             halted_by: None,
             unplaced: None,
             remembered: BTreeMap::new(),
@@ -347,7 +353,7 @@ impl<L> Conductor<L> {
             return;
         };
         let returned = connection.up(now);
-        log::info!("connection {conn} ({}) is live, epoch {}", connection.role, connection.epoch);
+        log::debug!("connection {conn} ({}) is live, epoch {}", connection.role, connection.epoch);
         if returned {
             self.parts.counters.control.reconnect(conn);
         }
@@ -358,7 +364,9 @@ impl<L> Conductor<L> {
         let Some(role) = self.connection(conn).map(|connection| connection.role) else {
             return;
         };
-        log::info!("connection {conn} ({role}) lost: {cause}");
+        if let Some(more) = self.hushed_lost.allows(now) {
+            log::info!("connection {conn} ({role}) lost: {cause}{more}");
+        }
         self.parts.subscriptions.down(conn, now);
         self.event(Event::Down { conn, role, epoch, cause: cause.clone() });
         if !matches!(self.phase, Phase::Stopping { .. }) {
@@ -378,7 +386,11 @@ impl<L> Conductor<L> {
         self.random = random;
         match verdict {
             Verdict::Retry(retry_in) if attempt_failed => {
-                log::info!("connection {conn} ({role}): {cause}; again in {retry_in:.1?}");
+                if let Some(more) = self.hushed_failed.allows(now) {
+                    log::info!(
+                        "connection {conn} ({role}): {cause}; again in {retry_in:.1?}{more}"
+                    );
+                }
                 self.event(Event::AttemptFailed { conn, role, epoch, cause, retry_in });
             }
             Verdict::Retry(_) => {}

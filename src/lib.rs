@@ -48,6 +48,7 @@ mod error;
 mod event;
 mod frame;
 mod held;
+mod hush;
 mod ids;
 mod link;
 mod mailbox;
