@@ -166,8 +166,7 @@ impl Subscriptions {
         let conn = market.conn();
         if std::mem::replace(&mut market.wanted, wanted) != wanted {
             market.held = false;
-            let step = |count: u64| if wanted { count + 1 } else { count - 1 };
-            self.wanted = step(self.wanted);
+            self.wanted = if wanted { self.wanted + 1 } else { self.wanted - 1 };
             if let Some(member) = conn.and_then(|conn| self.member(conn)) {
                 member.wanted = if wanted { member.wanted + 1 } else { member.wanted - 1 };
             }

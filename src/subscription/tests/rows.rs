@@ -404,7 +404,7 @@ fn e10_a_subscription_there_already_is_found_and_used() {
         world.deliver(1);
         world.quiesce();
         world.check_settled();
-        let lost = world.peers[1].taken.get("list_subscriptions").is_none();
+        let lost = !world.peers[1].taken.contains_key("list_subscriptions");
         assert_eq!(lost, !lists, "where nothing tells the sid, a new connection does");
     }
 }
