@@ -52,9 +52,8 @@ fn heard(event: &Event) -> Option<ConnId> {
 
 #[test]
 fn d12_a_maintenance_is_told_once_for_each_connection_and_nothing_reconnects() {
-    let mut rig = Rig::start(exchange(), POOL, |settings| {
-        settings.silent_after(Duration::from_millis(400))
-    });
+    let mut rig =
+        Rig::start(exchange(), POOL, |settings| settings.silent_after(Duration::from_millis(400)));
     rig.all_confirmed(50);
     rig.exchange.set_mode(Mode::Quiet);
     rig.consume_until(
@@ -126,7 +125,8 @@ fn j1_two_thirds_cut_at_once_come_back_and_the_others_lose_nothing() {
         },
         |rig| {
             let stats = rig.handle.stats();
-            stats.connections_healthy == 150 && stats.reconnects == 100
+            stats.connections_healthy == 150
+                && stats.reconnects == 100
                 && stats.markets_total == 1_000
         },
     );

@@ -37,12 +37,8 @@ fn held() -> (usize, usize) {
 }
 
 fn prepared(mode: Mode) -> Rig {
-    let exchange = ExchangeConfig {
-        markets: 50,
-        rate_per_second: 20_000,
-        mode,
-        ..ExchangeConfig::default()
-    };
+    let exchange =
+        ExchangeConfig { markets: 50, rate_per_second: 20_000, mode, ..ExchangeConfig::default() };
     Rig::prepare(exchange, POOL, |settings| {
         settings.message_buffer(2_000).start_timeout(Duration::from_secs(10))
     })

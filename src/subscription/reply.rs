@@ -233,13 +233,23 @@ impl Subscriptions {
         if self.is_single_member(conn) {
             return self.renew_single(conn, sid, now);
         }
-        let Some(member) = self.member(conn) else { return };
+        let Some(member) = self.members.get_mut(place_of(conn)) else { return };
         member.over = Some(sid);
-        if let Line::Open { sid: open, renew: false } = member.line
-            && open == sid
-        {
-            member.opened(sid);
-            member.pace.trouble_once(now);
+        match member.line {
+            Line::Open { sid: open, renew: false } if open == sid => {
+                member.opened(sid);
+                member.pace.trouble_once(now);
+            }
+            // What a late reply said was on it is not, if that is the one.
+            Line::Opening | Line::Unsure { .. } | Line::Asking { .. } => {
+                for slot in member.markets(&self.directory) {
+                    let market = self.directory.get(slot);
+                    if market.is_some_and(|market| market.observed == Observed::Present) {
+                        self.learn(slot, Observed::Unknown);
+                    }
+                }
+            }
+            Line::Open { .. } | Line::Closed | Line::Closing { .. } => {}
         }
     }
 

@@ -84,6 +84,10 @@ impl Subscriptions {
             }
             (Ask::Unsubscribe(sid), Verdict::Unknown) => {
                 self.keep_stray(conn, slot, sid);
+                // Ended or not: wanted again or not, it is ended once more.
+                if let Some(market) = slot.and_then(|slot| self.directory.get_mut(slot)) {
+                    market.renew = true;
+                }
                 self.settle_all(&flight.markets, None);
             }
             (Ask::List, Verdict::Done) => self.listed_singles(conn, ended.listed()),

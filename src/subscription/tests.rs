@@ -2,8 +2,9 @@
 //! timeouts, refusals and reconnects, once they stop every wanted market is with the exchange
 //! exactly once, and no other is.
 
+mod asking;
 mod exchange;
-mod rows;
+mod placing;
 mod world;
 
 use proptest::prelude::*;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 use exchange_sim::Mode;
-use kalshi_feed::{ConfigBuilder, Wait};
+use kalshi_feed::{ConfigBuilder, Dialect, Wait};
 
 use crate::failure::Failure;
 
@@ -142,6 +142,9 @@ pub(crate) struct Exchange {
 /// How the engine uses the machine.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Engine {
+    /// Speak the older dialect: one ticker a subscribe, one sid a market.
+    #[arg(long)]
+    pub(crate) legacy: bool,
     /// Event-loop threads. Default: the allowed cores less one, within 1 to 4.
     #[arg(long, value_name = "N")]
     pub(crate) shards: Option<usize>,
@@ -188,6 +191,9 @@ pub(crate) struct Tuning {
 impl Engine {
     /// Puts the flags given over the settings.
     pub(crate) fn apply(&self, mut settings: ConfigBuilder) -> ConfigBuilder {
+        if self.legacy {
+            settings = settings.dialect(Dialect::Legacy);
+        }
         if let Some(shards) = self.shards {
             settings = settings.shards(shards);
         }

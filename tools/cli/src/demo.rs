@@ -120,6 +120,10 @@ impl Session {
             markets: flags.markets,
             rate_per_second: flags.rate,
             mode: flags.mode,
+            dialect: match flags.engine.legacy {
+                true => exchange_sim::Dialect::Legacy,
+                false => exchange_sim::Dialect::Live,
+            },
             ..ExchangeConfig::default()
         });
         let exchange = Arc::new(exchange.map_err(Failure::job)?);
