@@ -2,7 +2,7 @@
 //! HTTP dates. It keeps the text of the current second so that a stamp costs six digits. It never
 //! sleeps.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// One moment of the wall clock, microsecond resolution.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,6 +14,16 @@ impl Stamp {
     pub(crate) fn now() -> Self {
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Self { micros: u64::try_from(since.as_micros()).unwrap_or(u64::MAX) }
+    }
+
+    pub(crate) fn later(self, by: Duration) -> Self {
+        let by = u64::try_from(by.as_micros()).unwrap_or(u64::MAX);
+        Self { micros: self.micros.saturating_add(by) }
+    }
+
+    /// As a clock shows it that is this many milliseconds ahead, or behind if negative.
+    pub(crate) fn skewed(self, millis: i64) -> Self {
+        Self { micros: self.micros.saturating_add_signed(millis.saturating_mul(1_000)) }
     }
 
     /// This moment, or the one right after `last` if that is not over yet.

@@ -10,6 +10,8 @@ use std::time::Duration;
 use crate::data_faults::DataRule;
 use crate::faults::{BadTickers, FaultRule};
 use crate::lines::LineDelay;
+use crate::manners::Manners;
+use crate::upgrade_faults::UpgradeRule;
 use crate::wire::Wire;
 
 /// Settings of one simulated exchange.
@@ -65,6 +67,13 @@ pub struct ExchangeConfig {
     pub bad_tickers: BadTickers,
     /// What goes wrong with commands; the first rule that strikes counts. Default nothing.
     pub faults: Vec<FaultRule>,
+    /// What goes wrong with upgrades; the first rule that strikes counts. Default nothing.
+    pub upgrade_faults: Vec<UpgradeRule>,
+    /// How far the exchange's clock is ahead of the machine's, in milliseconds, behind if negative;
+    /// see [`crate::Exchange::set_clock_skew`]. Default 0.
+    pub clock_skew: i64,
+    /// How it behaves on connections beside what it says there. Default well.
+    pub manners: Manners,
     /// What goes wrong with data; the first rule that strikes counts. Default nothing.
     pub data_faults: Vec<DataRule>,
     /// Lines that are held back. Default none.
@@ -108,6 +117,9 @@ impl Default for ExchangeConfig {
             commands_per_second: None,
             bad_tickers: BadTickers::default(),
             faults: Vec::new(),
+            upgrade_faults: Vec::new(),
+            clock_skew: 0,
+            manners: Manners::default(),
             data_faults: Vec::new(),
             line_delays: Vec::new(),
             record_contents: false,

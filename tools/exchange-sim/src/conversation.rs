@@ -1,5 +1,5 @@
 //! What the exchange does with bytes from a client, stage by stage: upgrade, frames, the closing
-//! handshake; and the controls that end connections. It holds no state of its own.
+//! handshake. It holds no state of its own.
 
 use std::net::SocketAddr;
 use std::time::Instant;
@@ -8,8 +8,10 @@ use crate::clock::Stamp;
 use crate::frame::{Message, Opcode, Violation};
 use crate::ledger::Ended;
 use crate::link::{Fill, Stage};
+use crate::liveliness::Trickle;
 use crate::server::{Server, WRITE_DEADLINE};
-use crate::upgrade::{self, Answer, Reading};
+use crate::upgrade::{self, Reading};
+use crate::upgrade_faults::{self, Manner};
 
 /// Bytes read at a time.
 const CHUNK: usize = 16 * 1024;
@@ -31,6 +33,9 @@ impl Server {
     /// Reads what a client sent and acts on it.
     pub(crate) fn converse(&mut self, slot: u32) -> Next {
         let mut chunk = [0; CHUNK];
+        if let Some(end) = self.unheard(slot) {
+            return end;
+        }
         for _ in 0..READS {
             if self.held_back(slot) {
                 return Next::Wait;
@@ -58,6 +63,18 @@ impl Server {
         Next::Again
     }
 
+    /// What becomes of a connection that is not read from.
+    fn unheard(&mut self, slot: u32) -> Option<Next> {
+        let link = self.links.get(slot as usize)?.as_ref()?;
+        if link.manners.read || !link.open() {
+            return None;
+        }
+        match link.hung_up {
+            true => Some(self.peer_ended(slot, Ended::PeerReset)),
+            false => Some(Next::Wait),
+        }
+    }
+
     /// Whether a client has so much unread that its commands must wait.
     fn held_back(&mut self, slot: u32) -> bool {
         let open = self.links.get(slot as usize).and_then(Option::as_ref);
@@ -78,12 +95,15 @@ impl Server {
                 link.reader.feed(bytes);
                 self.messages(slot);
             }
-            Stage::Finishing { .. } | Stage::Lingering { .. } => {}
+            Stage::Trickling(_)
+            | Stage::Mute
+            | Stage::Finishing { .. }
+            | Stage::Lingering { .. } => {}
         }
     }
 
     fn upgrade(&mut self, slot: u32) {
-        let now = Stamp::now();
+        let now = Stamp::now().skewed(self.clock_skew);
         let open = self.links.iter().flatten().filter(|link| link.open()).count();
         let full = open >= self.config.max_connections;
         let Some(Some(link)) = self.links.get_mut(slot as usize) else {
@@ -102,25 +122,41 @@ impl Server {
         if full && answer.status == 101 {
             answer = upgrade::refusal(429, now);
         }
-        let Answer { status, bytes } = answer;
-        client.out.raw(&bytes);
-        if status == 101 {
-            let rest = head.get(used..).unwrap_or_default().to_vec();
-            client.upgraded = true;
-            self.stats.upgrades_accepted += 1;
-            self.stats.resumed_handshakes += u64::from(link.resumed());
-            link.stage = Stage::Open;
-            link.reader.feed(&rest);
-            self.messages(slot);
-        } else {
-            self.stats.upgrades_rejected += 1;
-            link.ended = Ended::ServerClosed(status);
-            link.stage = Stage::Finishing { by: Instant::now() + WRITE_DEADLINE };
+        let rest = head.get(used..).unwrap_or_default().to_vec();
+        let fault = self.upgrade_faults.strike(Instant::now());
+        let (answer, manner) = upgrade_faults::spoil(fault, answer, now);
+        match manner {
+            Manner::Slowly(every) => {
+                link.stage = Stage::Trickling(Trickle::new(answer, every, rest));
+                return self.trickling.push(slot);
+            }
+            Manner::Reset => {
+                link.ended = Ended::ServerClosed(0);
+                link.arm_reset();
+                self.stats.upgrades_rejected += 1;
+                return self.drop_link(slot);
+            }
+            Manner::AndNoMore => {
+                client.out.raw(&answer.bytes);
+                link.ended = Ended::ServerClosed(0);
+                link.stage = Stage::Mute;
+                self.stats.upgrades_rejected += 1;
+                return;
+            }
+            Manner::Whole => client.out.raw(&answer.bytes),
+            Manner::Riding(text) => {
+                client.out.raw(&answer.bytes);
+                client.out.frame(Opcode::Ping, b"heartbeat", &[]);
+                if !text.is_empty() {
+                    client.out.text(text.as_bytes(), b"\n");
+                }
+            }
         }
+        self.answered(slot, answer.status, &rest);
     }
 
     /// Acts on complete messages; false when the client's bound stops it.
-    fn messages(&mut self, slot: u32) -> bool {
+    pub(crate) fn messages(&mut self, slot: u32) -> bool {
         loop {
             if self.held_back(slot) {
                 return false;
@@ -141,11 +177,16 @@ impl Server {
             };
             match (message, link.open()) {
                 (Message::Text(text), true) => self.venue.answer(slot, &text, Instant::now()),
-                (Message::Ping(payload), true) => {
+                (Message::Ping(payload), true) if link.manners.answer_pings => {
                     if let Some(client) = self.venue.client(slot) {
                         client.out.frame(Opcode::Pong, &payload, &[]);
                     }
                     self.venue.mark(slot);
+                }
+                (Message::Close(_), true) if !link.manners.answer_close => {
+                    link.ended = Ended::PeerClosed;
+                    link.stage = Stage::Mute;
+                    self.venue.mute(slot);
                 }
                 (Message::Close(code), true) => {
                     link.ended = Ended::PeerClosed;
@@ -154,34 +195,10 @@ impl Server {
                 (Message::Close(_), false) => {
                     link.stage = Stage::Finishing { by: Instant::now() + WRITE_DEADLINE };
                 }
+                (Message::Pong, true) => self.stats.pongs += 1,
                 (Message::Text(_) | Message::Ping(_) | Message::Pong, _) => {}
             }
         }
-    }
-
-    /// Queues a Close behind everything else. `wait`: for the client's Close, before the FIN.
-    fn start_close(&mut self, slot: u32, code: u16, wait: bool) {
-        let Some(Some(link)) = self.links.get_mut(slot as usize) else {
-            return;
-        };
-        let by = Instant::now() + WRITE_DEADLINE;
-        if matches!(link.stage, Stage::AwaitClose { .. }) {
-            link.stage = Stage::Finishing { by };
-            return;
-        }
-        if link.ended == Ended::Open {
-            link.ended = Ended::ServerClosed(code);
-        }
-        link.stage = if wait {
-            Stage::AwaitClose { write_by: by, until: None }
-        } else {
-            Stage::Finishing { by }
-        };
-        self.venue.mute(slot);
-        if let Some(client) = self.venue.client(slot) {
-            client.out.close(code);
-        }
-        self.venue.mark(slot);
     }
 
     fn peer_ended(&mut self, slot: u32, how: Ended) -> Next {
@@ -208,34 +225,6 @@ impl Server {
             }
         }
         slots
-    }
-
-    /// Resets connections at once.
-    pub(crate) fn cut(&mut self, peers: &[SocketAddr]) -> usize {
-        let slots = self.slots(peers);
-        for &slot in &slots {
-            if let Some(Some(link)) = self.links.get_mut(slot as usize) {
-                if link.ended != Ended::PeerClosed {
-                    link.ended = Ended::Cut;
-                }
-                link.arm_reset();
-            }
-            self.drop_link(slot);
-        }
-        slots.len()
-    }
-
-    /// Closes connections in good order.
-    pub(crate) fn close(&mut self, peers: &[SocketAddr], code: u16) -> usize {
-        let mut slots = self.slots(peers);
-        slots.retain(|&slot| {
-            let link = self.links.get(slot as usize).and_then(Option::as_ref);
-            link.is_some_and(crate::link::Link::open)
-        });
-        for &slot in &slots {
-            self.start_close(slot, code, true);
-        }
-        slots.len()
     }
 
     /// Addresses of the open upgraded connections, oldest first.

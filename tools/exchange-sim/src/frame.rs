@@ -175,8 +175,19 @@ pub(crate) enum Opcode {
 
 /// Appends one unmasked frame whose payload is given in two pieces.
 pub(crate) fn write(opcode: Opcode, head: &[u8], tail: &[u8], out: &mut Vec<u8>) {
-    let length = head.len() + tail.len();
-    let first = 0x80 | opcode as u8;
+    header(0x80 | opcode as u8, head.len() + tail.len(), out);
+    out.extend_from_slice(head);
+    out.extend_from_slice(tail);
+}
+
+/// Appends one unmasked fragment of a text message.
+pub(crate) fn write_fragment(begins: bool, ends: bool, payload: &[u8], out: &mut Vec<u8>) {
+    let opcode = if begins { Opcode::Text as u8 } else { 0 };
+    header(if ends { 0x80 | opcode } else { opcode }, payload.len(), out);
+    out.extend_from_slice(payload);
+}
+
+fn header(first: u8, length: usize, out: &mut Vec<u8>) {
     if length <= 125 {
         out.extend_from_slice(&[first, length as u8]);
     } else if let Ok(short) = u16::try_from(length) {
@@ -186,8 +197,6 @@ pub(crate) fn write(opcode: Opcode, head: &[u8], tail: &[u8], out: &mut Vec<u8>)
         out.extend_from_slice(&[first, 127]);
         out.extend_from_slice(&(length as u64).to_be_bytes());
     }
-    out.extend_from_slice(head);
-    out.extend_from_slice(tail);
 }
 
 /// The length of the frame at the front, header included; all there is if it is cut off.

@@ -13,6 +13,8 @@ use socket2::SockRef;
 use crate::config::Packing;
 use crate::frame::Reader;
 use crate::ledger::Ended;
+use crate::liveliness::Trickle;
+use crate::manners::Manners;
 use crate::outbox::Outbox;
 
 /// Plaintext given to TLS at a time: four full records.
@@ -23,7 +25,11 @@ const TLS_CHUNK: usize = 64 * 1024;
 pub(crate) enum Stage {
     /// TLS handshake and HTTP request; the request's bytes so far.
     Upgrading(Vec<u8>),
+    /// The answer to the upgrade goes out byte by byte.
+    Trickling(Trickle),
     Open,
+    /// Nothing more is said; waits for the client to go.
+    Mute,
     /// Our Close is queued; waits for the client's. The deadline is armed once all is written.
     AwaitClose {
         write_by: Instant,
@@ -50,6 +56,15 @@ pub(crate) enum Fill {
     Broken,
 }
 
+/// What comes when all is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Farewell {
+    /// close_notify and FIN.
+    Polite,
+    Fin,
+    Reset,
+}
+
 /// One connection.
 #[derive(Debug)]
 pub(crate) struct Link {
@@ -59,6 +74,11 @@ pub(crate) struct Link {
     pub(crate) reader: Reader,
     pub(crate) accepted: Instant,
     pub(crate) last_sent: Instant,
+    pub(crate) last_ping: Instant,
+    pub(crate) manners: Manners,
+    pub(crate) farewell: Farewell,
+    /// The client's end is known to be gone, though nothing was read from it.
+    pub(crate) hung_up: bool,
     pub(crate) readable: bool,
     pub(crate) writable: bool,
     /// TLS records made of what was queued.
@@ -86,6 +106,10 @@ impl Link {
             reader: Reader::default(),
             accepted: now,
             last_sent: now,
+            last_ping: now,
+            manners: Manners::default(),
+            farewell: Farewell::Polite,
+            hung_up: false,
             readable: true,
             writable: true,
             records: 0,
@@ -181,7 +205,8 @@ impl Link {
 
     /// Sends close_notify and FIN; what was queued must have been flushed.
     pub(crate) fn finish(&mut self, linger: Duration, now: Instant) {
-        if let Some(tls) = &mut self.tls {
+        let polite = self.farewell == Farewell::Polite;
+        if let Some(tls) = self.tls.as_mut().filter(|_| polite) {
             tls.send_close_notify();
             // A socket too full for the alert still carries the FIN.
             drop(tls.write_tls(&mut self.socket));

@@ -12,7 +12,8 @@ use std::process::ExitCode;
 use clap::Parser;
 use crossbeam_channel::{Receiver, select};
 use exchange_sim::{
-    BadTickers, Dialect, Duplicates, Exchange, ExchangeConfig, FaultRule, Mode, Packing,
+    BadTickers, DataRule, Dialect, Duplicates, Exchange, ExchangeConfig, FaultRule, LineDelay,
+    Manners, Mode, Packing, UpgradeRule, Wire,
 };
 
 /// A stand-in for Kalshi's WebSocket exchange on a local address: TLS, signed upgrades, live
@@ -77,10 +78,35 @@ struct Flags {
     /// next=3"; may be given several times.
     #[arg(long, value_name = "RULE")]
     fault: Vec<FaultRule>,
+    /// Put a proxy in front that does this to the bytes, for example "latency=20 jitter=5" or
+    /// "open"; the control line `wire` changes it.
+    #[arg(long, value_name = "WIRE")]
+    wire: Option<Wire>,
+    /// What goes wrong with upgrades, for example "refused=429 retry_after=7 next=3"; may be given
+    /// several times.
+    #[arg(long, value_name = "RULE")]
+    upgrade_fault: Vec<UpgradeRule>,
+    /// What goes wrong with data, for example "sequenced drop p=0.001 for=20000" or "trade/2
+    /// duplicate"; may be given several times.
+    #[arg(long, value_name = "RULE")]
+    data_fault: Vec<DataRule>,
+    /// Hold a line of a channel back, for example "trade/2 5/20" (5 ms and up to 20 more); may be
+    /// given several times.
+    #[arg(long, value_name = "DELAY")]
+    line_delay: Vec<LineDelay>,
+    /// How it behaves, for example "pings=never no_close".
+    #[arg(long, default_value = "", hide_default_value = true)]
+    manners: Manners,
+    /// How far its clock is ahead, in milliseconds; behind if negative.
+    #[arg(long, value_name = "MS", default_value_t = 0, allow_hyphen_values = true)]
+    clock_skew: i64,
     /// Take commands from stdin, one a line, and stop at its end: `stats`, `mode M`, `rate R`,
-    /// `fault RULE`, `faults clear`, `market_cap N`, `command_cap N|none`, `bad CODE TICKER...`,
-    /// `bad none`, `terminate CODE`, `cut [N]`, `create N`, `settle N`. Each is answered with one
-    /// line, the totals so far; a line that is none of these ends the program.
+    /// `fault RULE`, `faults clear`, `data RULE`, `data clear`, `delay DELAY`, `upgrade RULE`,
+    /// `upgrade clear`, `skew MS`, `listen on|off`, `wire WIRE`, `reset [N]`, `manners MANNERS`,
+    /// `odd FRAME`, `break HOW [N]`, `close CODE [N]`, `cut [N]`, `stall CHANNEL on|off`,
+    /// `terminate CODE`, `market_cap N`, `command_cap N|none`, `bad CODE TICKER...`, `bad none`,
+    /// `create N`, `settle N`; N = the oldest so many connections. Each is answered with one line,
+    /// the totals so far; a line that is none of these ends the program.
     #[arg(long)]
     control: bool,
     /// Where to write the certificate authority clients must trust (PEM).
@@ -179,6 +205,12 @@ fn config(flags: &Flags) -> ExchangeConfig {
             tickers: flags.bad_ticker.iter().cloned().collect(),
         },
         faults: flags.fault.clone(),
+        proxy: flags.wire,
+        upgrade_faults: flags.upgrade_fault.clone(),
+        data_faults: flags.data_fault.clone(),
+        line_delays: flags.line_delay.clone(),
+        manners: flags.manners,
+        clock_skew: flags.clock_skew,
         ..ExchangeConfig::default()
     }
 }

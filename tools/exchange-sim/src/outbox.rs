@@ -8,6 +8,7 @@ use fastrand::Rng;
 
 use crate::config::Packing;
 use crate::frame::{self, Opcode};
+use crate::manners::Fragments;
 
 /// Above this many bytes no data is generated for a client and its commands are not read.
 pub(crate) const BOUND: usize = 4 << 20;
@@ -34,6 +35,7 @@ pub(crate) struct Outbox {
     /// Bytes held back, oldest first: until when, and how many.
     held: VecDeque<(Instant, usize)>,
     holding: usize,
+    fragments: Option<Fragments>,
 }
 
 impl Outbox {
@@ -155,7 +157,33 @@ impl Outbox {
 
     /// A text message, whose payload comes in two pieces.
     pub(crate) fn text(&mut self, head: &[u8], tail: &[u8]) {
-        self.frame(Opcode::Text, head, tail);
+        match self.fragments {
+            None => self.frame(Opcode::Text, head, tail),
+            Some(fragments) => self.in_fragments(fragments, &[head, tail].concat()),
+        }
+    }
+
+    /// From now on text messages are cut into such frames.
+    pub(crate) fn set_fragments(&mut self, fragments: Option<Fragments>) {
+        self.fragments = fragments;
+    }
+
+    fn in_fragments(&mut self, Fragments { bytes, ping }: Fragments, message: &[u8]) {
+        let mut left = message;
+        loop {
+            let (piece, rest) = left.split_at(bytes.min(left.len()));
+            let begins = left.len() == message.len();
+            let before = self.bytes.len();
+            frame::write_fragment(begins, rest.is_empty(), piece, &mut self.bytes);
+            self.hold(self.bytes.len() - before);
+            if rest.is_empty() {
+                return;
+            }
+            if begins && ping {
+                self.frame(Opcode::Ping, b"between", &[]);
+            }
+            left = rest;
+        }
     }
 
     pub(crate) fn close(&mut self, code: u16) {

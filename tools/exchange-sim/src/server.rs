@@ -19,21 +19,22 @@ use crate::conversation::Next;
 use crate::door::Door;
 use crate::faults::VerbCounts;
 use crate::flood;
-use crate::frame::Opcode;
 use crate::ledger::{ConnectionRecord, Ended, Ledger};
-use crate::link::{Link, Stage};
+use crate::link::{Farewell, Link, Stage};
+use crate::manners::Manners;
 use crate::pair::Route;
 use crate::proxy::Told;
 use crate::remote::Order;
 use crate::traffic::{self, Traffic};
 use crate::upgrade::Gate;
+use crate::upgrade_faults::UpgradeFaults;
 use crate::venue::Venue;
 
 const LISTENER: Token = Token(0);
 pub(crate) const WAKER: Token = Token(1);
 const FIRST_SLOT: usize = 2;
 /// Pause between two looks at deadlines and idle connections.
-const SWEEP: Duration = Duration::from_millis(20);
+pub(crate) const SWEEP: Duration = Duration::from_millis(20);
 /// Pause between two turns of the paced generator.
 const TICK: Duration = Duration::from_millis(1);
 /// Connections that have not upgraded yet, beyond the upgraded ones.
@@ -90,6 +91,8 @@ pub struct ExchangeStats {
     pub resumed_handshakes: u64,
     /// Heartbeat pings sent.
     pub heartbeats: u64,
+    /// Pongs read.
+    pub pongs: u64,
 }
 
 /// Someone who waits for all queued bytes to be in the kernel.
@@ -121,6 +124,12 @@ pub(crate) struct Server {
     pub(crate) traffic: Traffic,
     pub(crate) churn: Churn,
     pub(crate) refuse: Option<u16>,
+    pub(crate) upgrade_faults: UpgradeFaults,
+    /// How far its clock is ahead, in milliseconds.
+    pub(crate) clock_skew: i64,
+    pub(crate) manners: Manners,
+    /// Places whose answers go out byte by byte.
+    pub(crate) trickling: Vec<u32>,
     pub(crate) stats: ExchangeStats,
     accepted: u64,
     past: Vec<(ConnectionRecord, Option<Route>)>,
@@ -153,6 +162,10 @@ impl Server {
             traffic: Traffic::new(config.mode, config.rate_per_second, now),
             churn: Churn::new(config.lifecycle_churn_per_minute, now),
             refuse: None,
+            upgrade_faults: UpgradeFaults::new(config.upgrade_faults.clone(), config.seed, now),
+            clock_skew: config.clock_skew,
+            manners: config.manners,
+            trickling: Vec::new(),
             stats: ExchangeStats::default(),
             accepted: 0,
             past: Vec::new(),
@@ -189,6 +202,7 @@ impl Server {
             }
             let now = Instant::now();
             self.venue.catch_up(now);
+            self.trickle(now);
             if self.traffic.running {
                 self.churn.tick(&mut self.venue, now);
                 self.pace(now);
@@ -208,7 +222,7 @@ impl Server {
         if busy || !self.ready.is_empty() {
             return Duration::ZERO;
         }
-        let due = [self.venue.postponed.next_due(), self.venue.next_release()];
+        let due = [self.venue.postponed.next_due(), self.venue.next_release(), self.next_trickle()];
         let due = due.into_iter().flatten().fold(next_sweep, Instant::min);
         let sweep = due.saturating_duration_since(Instant::now());
         if self.traffic.paced(&self.venue) { sweep.min(TICK) } else { sweep }
@@ -223,6 +237,7 @@ impl Server {
                 if let Some(Some(link)) = self.links.get_mut(slot) {
                     link.readable |= event.is_readable() || event.is_error();
                     link.writable |= event.is_writable();
+                    link.hung_up |= event.is_error() || event.is_read_closed();
                     self.ready.push(slot as u32);
                 }
             }
@@ -270,6 +285,12 @@ impl Server {
         };
         self.links[slot as usize] = Some(link);
         self.venue.admit(slot, self.accepted, peer, route);
+        self.behave(slot, self.manners);
+        self.ready.push(slot);
+    }
+
+    /// Gives a connection a turn soon.
+    pub(crate) fn wake(&mut self, slot: u32) {
         self.ready.push(slot);
     }
 
@@ -336,10 +357,18 @@ impl Server {
             Stage::AwaitClose { until, .. } => {
                 until.get_or_insert(now + CLOSE_PATIENCE);
             }
+            Stage::Finishing { .. } if link.farewell == Farewell::Reset => {
+                link.arm_reset();
+                self.drop_link(slot);
+            }
             Stage::Finishing { .. } => {
                 link.finish(if client.upgraded { LINGER } else { CLOSE_PATIENCE }, now);
             }
-            Stage::Upgrading(_) | Stage::Open | Stage::Lingering { .. } => {}
+            Stage::Upgrading(_)
+            | Stage::Trickling(_)
+            | Stage::Open
+            | Stage::Mute
+            | Stage::Lingering { .. } => {}
         }
     }
 
@@ -402,15 +431,7 @@ impl Server {
                 Stage::Upgrading(_) if now >= link.accepted + UPGRADE_DEADLINE => {
                     self.drop_link(slot);
                 }
-                Stage::Open if now >= link.last_sent + self.config.heartbeat_idle => {
-                    if let Some(client) = self.venue.client(slot)
-                        && client.out.is_empty()
-                    {
-                        client.out.frame(Opcode::Ping, b"heartbeat", &[]);
-                        self.stats.heartbeats += 1;
-                        self.flush(slot, now);
-                    }
-                }
+                Stage::Open => self.ping(slot, now),
                 Stage::AwaitClose { until: Some(until), .. } if now >= until => {
                     link.stage = Stage::Finishing { by: now + WRITE_DEADLINE };
                     self.flush(slot, now);

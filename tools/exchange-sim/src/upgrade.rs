@@ -42,17 +42,34 @@ pub(crate) struct Answer {
     pub(crate) bytes: Vec<u8>,
 }
 
-/// Why the credentials are not accepted.
+/// Why the credentials are not accepted: the recorded bodies of a 401.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Denied {
+pub enum Denied {
+    /// There are none: `token_authentication_failure`.
     NoCredentials,
+    /// `signature_is_missing_from_headers`.
     NoSignature,
+    /// `authentication_error`, details `NOT_FOUND`.
     UnknownKey,
+    /// `header_timestamp_expired`.
     Timestamp,
+    /// `authentication_error`, details `INCORRECT_API_KEY_SIGNATURE`.
     Signature,
 }
 
 impl Denied {
+    /// By the code of its body, or the details where several have the same.
+    pub(crate) fn from_code(code: &str) -> Option<Self> {
+        Some(match code {
+            "token_authentication_failure" => Self::NoCredentials,
+            "signature_is_missing_from_headers" => Self::NoSignature,
+            "NOT_FOUND" => Self::UnknownKey,
+            "header_timestamp_expired" => Self::Timestamp,
+            "INCORRECT_API_KEY_SIGNATURE" => Self::Signature,
+            _ => return None,
+        })
+    }
+
     fn body(self) -> &'static str {
         match self {
             Self::NoCredentials => {
@@ -124,8 +141,13 @@ fn answer(
         return refusal(400, now);
     };
     if let Err(denied) = check(request, gate, now) {
-        return http(401, denied.body(), now);
+        return refusal_with(401, Some(denied), "", now);
     }
+    switching(key, now)
+}
+
+/// The 101 for a key.
+pub(crate) fn switching(key: &str, now: Stamp) -> Answer {
     let accept = accept_key(key);
     let bytes = format!(
         "HTTP/1.1 101 Switching Protocols\r\nDate: {}\r\nUpgrade: websocket\r\nConnection: \
@@ -180,21 +202,45 @@ fn check(request: &httparse::Request<'_, '_>, gate: &Gate, now: Stamp) -> Result
         .map_err(|_| Denied::Signature)
 }
 
-/// A refusal that is not about credentials, in the exchange's error form.
+/// A refusal with the usual body of its status.
 pub(crate) fn refusal(status: u16, now: Stamp) -> Answer {
-    let body = match status {
-        400 => r#"{"error":{"code":"bad_request","message":"bad request"}}"#,
-        401 => Denied::NoCredentials.body(),
-        404 => r#"{"error":{"code":"not_found","message":"not found"}}"#,
-        429 => r#"{"error":{"code":"too_many_requests","message":"too many requests"}}"#,
-        503 => r#"{"error":{"code":"service_unavailable","message":"service unavailable"}}"#,
-        _ => r#"{"error":{"code":"request_failed","message":"request failed"}}"#,
-    };
-    http(status, body, now)
+    refusal_with(status, None, "", now)
 }
 
-fn http(status: u16, body: &str, now: Stamp) -> Answer {
-    let reason = match status {
+/// A refusal in the exchange's error form; `extra` are whole header lines.
+pub(crate) fn refusal_with(status: u16, denied: Option<Denied>, extra: &str, now: Stamp) -> Answer {
+    let body = match (denied, status) {
+        (Some(denied), _) => denied.body(),
+        (None, 400) => r#"{"error":{"code":"bad_request","message":"bad request"}}"#,
+        (None, 401) => Denied::NoCredentials.body(),
+        // As recorded, from the network in front of the exchange.
+        (None, 403) => "Forbidden\n",
+        (None, 404) => r#"{"error":{"code":"not_found","message":"not found"}}"#,
+        (None, 429) => r#"{"error":{"code":"too_many_requests","message":"too many requests"}}"#,
+        (None, 503) => {
+            r#"{"error":{"code":"service_unavailable","message":"service unavailable"}}"#
+        }
+        (None, _) => r#"{"error":{"code":"request_failed","message":"request failed"}}"#,
+    };
+    let form = if body.starts_with('{') { "application/json" } else { "text/plain" };
+    let version = if status == 426 { "Sec-WebSocket-Version: 13\r\n" } else { "" };
+    let bytes = format!(
+        "HTTP/1.1 {status} {}\r\nDate: {}\r\nContent-Type: {form}\r\n\
+         Content-Length: {}\r\n{version}{extra}Connection: close\r\n\r\n{body}",
+        reason(status),
+        now.http_date(),
+        body.len(),
+    );
+    Answer { status, bytes: bytes.into_bytes() }
+}
+
+fn reason(status: u16) -> &'static str {
+    match status {
+        200 => "OK",
+        301 => "Moved Permanently",
+        302 => "Found",
+        307 => "Temporary Redirect",
+        308 => "Permanent Redirect",
         400 => "Bad Request",
         401 => "Unauthorized",
         403 => "Forbidden",
@@ -207,16 +253,9 @@ fn http(status: u16, body: &str, now: Stamp) -> Answer {
         500 => "Internal Server Error",
         502 => "Bad Gateway",
         503 => "Service Unavailable",
+        504 => "Gateway Timeout",
         _ => "Refused",
-    };
-    let extra = if status == 426 { "Sec-WebSocket-Version: 13\r\n" } else { "" };
-    let bytes = format!(
-        "HTTP/1.1 {status} {reason}\r\nDate: {}\r\nContent-Type: application/json\r\n\
-         Content-Length: {}\r\n{extra}Connection: close\r\n\r\n{body}",
-        now.http_date(),
-        body.len(),
-    );
-    Answer { status, bytes: bytes.into_bytes() }
+    }
 }
 
 #[cfg(test)]

@@ -14,7 +14,6 @@ use crate::config::ExchangeConfig;
 use crate::contents::Recorder;
 use crate::data_faults::DataFaults;
 use crate::faults::VerbCounts;
-use crate::frame::Opcode;
 use crate::ledger::{ConnectionRecord, Ended};
 use crate::lines::LineDelay;
 use crate::market::{Listener, MarketId, State, Universe};
@@ -174,7 +173,7 @@ impl Venue {
         if let Some(Some(client)) = self.clients.get_mut(slot as usize)
             && !client.muted
         {
-            client.out.frame(Opcode::Text, &self.tail, &[]);
+            client.out.text(&self.tail, &[]);
             self.counts.control_frames += 1;
         }
         self.mark(slot);
