@@ -25,6 +25,8 @@ pub(crate) struct Client {
     pub(crate) late: u32,
     /// Its Close is queued: nothing may follow.
     pub(crate) muted: bool,
+    /// Messages written for it that carry no number.
+    pub(crate) unnumbered: u64,
     /// Data frames written for it, over all its streams.
     position: u64,
     pub(crate) dirty: bool,
@@ -60,6 +62,7 @@ impl Client {
             shelf: Shelf::default(),
             late: 0,
             muted: false,
+            unnumbered: 0,
             position: 0,
             dirty: false,
         }

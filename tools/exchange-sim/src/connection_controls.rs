@@ -43,8 +43,8 @@ impl Exchange {
     /// Sends a frame out of the ordinary behind what is queued. Returns how many connections there
     /// were.
     pub fn send_odd(&self, peers: &[SocketAddr], oddity: &Oddity) -> usize {
-        let (peers, bytes) = (peers.to_vec(), oddity.bytes());
-        self.ask(move |server| server.send_raw(&peers, &bytes)).unwrap_or(0)
+        let (peers, oddity) = (peers.to_vec(), oddity.clone());
+        self.ask(move |server| server.send_odd(&peers, &oddity)).unwrap_or(0)
     }
 
     /// Writes what is queued and ends connections without a Close. Returns how many there were.

@@ -149,6 +149,7 @@ impl Server {
                 client.out.frame(Opcode::Ping, b"heartbeat", &[]);
                 if !text.is_empty() {
                     client.out.text(text.as_bytes(), b"\n");
+                    client.unnumbered += 1;
                 }
             }
         }

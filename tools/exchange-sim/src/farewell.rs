@@ -8,6 +8,7 @@ use std::time::Instant;
 use crate::frame::{self, Opcode};
 use crate::ledger::Ended;
 use crate::link::{Farewell, Link, Stage};
+use crate::oddity::Oddity;
 use crate::server::{Server, WRITE_DEADLINE};
 
 /// An end without a Close, after everything queued.
@@ -129,12 +130,13 @@ impl Server {
         slots.len()
     }
 
-    /// Queues bytes as they are.
-    pub(crate) fn send_raw(&mut self, peers: &[SocketAddr], bytes: &[u8]) -> usize {
+    /// Queues a frame as it is.
+    pub(crate) fn send_odd(&mut self, peers: &[SocketAddr], oddity: &Oddity) -> usize {
         let slots = self.open_slots(peers);
         for &slot in &slots {
             if let Some(client) = self.venue.client(slot) {
-                client.out.raw(bytes);
+                client.out.raw(&oddity.bytes());
+                client.unnumbered += u64::from(oddity.is_message());
                 self.venue.mark(slot);
             }
         }

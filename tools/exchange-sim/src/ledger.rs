@@ -84,6 +84,9 @@ pub struct ConnectionRecord {
     pub upgraded: bool,
     /// How it ended.
     pub ended: Ended,
+    /// Messages that belong to no subscription and carry no number: what rode with the 101, and odd
+    /// ones that were whole.
+    pub unnumbered: u64,
     /// Its subscriptions, by ascending sid, those ended included.
     pub sids: Vec<SidRecord>,
 }

@@ -1,5 +1,6 @@
 //! Frames out of the ordinary, as bytes: first those that break RFC 6455, then those it allows and
-//! nobody expects. They carry no number and are in no ledger.
+//! nobody expects. They carry no number; the
+//! ledger counts those that are whole messages.
 
 use std::str::FromStr;
 
@@ -72,6 +73,14 @@ const NAMES: [(&str, Oddity); 17] = [
 ];
 
 impl Oddity {
+    /// Whether it is a message a client may hand over.
+    pub(crate) fn is_message(&self) -> bool {
+        matches!(
+            self,
+            Self::Binary | Self::EmptyText | Self::EmptyFragments | Self::LongForm | Self::Text(_)
+        )
+    }
+
     /// The bytes it is on the wire.
     pub(crate) fn bytes(&self) -> Vec<u8> {
         let mut out = Vec::new();

@@ -27,17 +27,19 @@ struct Tail {
     excused: bool,
 }
 
+#[derive(Default)]
 struct Settlement {
     verdict: Verdict,
     unlisted: u64,
+    /// Messages without a number that were sent, by connection and epoch.
+    odd: BTreeMap<(u16, u32), u64>,
     /// Sids whose reports at the stop were settled.
     reported_on: BTreeSet<(u16, u32, u64)>,
 }
 
 /// Compares an account with what the exchange sent.
 pub(crate) fn settle(audit: &Audit, ledger: &Ledger) -> Verdict {
-    let mut settlement =
-        Settlement { verdict: Verdict::default(), unlisted: 0, reported_on: BTreeSet::new() };
+    let mut settlement = Settlement::default();
     let mut chains: BTreeMap<(u16, &str), Vec<Link<'_>>> = BTreeMap::new();
     let mut claimed = Vec::new();
     for (up, record) in audit.join(ledger) {
@@ -46,6 +48,7 @@ pub(crate) fn settle(audit: &Audit, ledger: &Ledger) -> Verdict {
             continue;
         };
         claimed.push(record.accept_number);
+        *settlement.odd.entry((up.conn, up.epoch)).or_default() += record.unnumbered;
         for sid in &record.sids {
             let chain = chains.entry((up.conn, sid.channel.as_str())).or_default();
             let spans = slots::of_spans(audit.spans(up, sid.sid), sid);
@@ -314,7 +317,8 @@ impl Settlement {
             }
         }
         for (&(conn, epoch), &count) in &audit.unnumbered {
-            self.blame(count, || {
+            let sent = self.odd.get(&(conn, epoch)).copied().unwrap_or(0);
+            self.blame(count.saturating_sub(sent), || {
                 format!("conn {conn} epoch {epoch}: {count} delivered without any number")
             });
         }

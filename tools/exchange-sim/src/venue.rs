@@ -304,6 +304,7 @@ fn record(client: &Client, ended: Ended) -> ConnectionRecord {
         peer: client.peer,
         upgraded: client.upgraded,
         ended,
+        unnumbered: client.unnumbered,
         sids: client.streams.iter().map(Stream::record).collect(),
     }
 }

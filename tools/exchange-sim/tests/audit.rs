@@ -40,7 +40,14 @@ fn connection(number: u16, ended: Ended, mut sids: Vec<SidRecord>) -> Connection
         sid.last_position = position;
     }
     let peer = address(1_000 + number);
-    ConnectionRecord { accept_number: number.into(), peer, upgraded: true, ended, sids }
+    ConnectionRecord {
+        accept_number: number.into(),
+        peer,
+        upgraded: true,
+        unnumbered: 0,
+        ended,
+        sids,
+    }
 }
 
 fn ledger(connections: Vec<ConnectionRecord>) -> Ledger {

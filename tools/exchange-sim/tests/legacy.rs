@@ -219,8 +219,14 @@ fn cut(sids: &[(u64, (u64, u64))]) -> (Audit, Ledger) {
         last_position: positions.1,
     });
     let sids = sids.collect();
-    let record =
-        ConnectionRecord { accept_number: 1, peer, upgraded: true, ended: Ended::Cut, sids };
+    let record = ConnectionRecord {
+        accept_number: 1,
+        peer,
+        upgraded: true,
+        unnumbered: 0,
+        ended: Ended::Cut,
+        sids,
+    };
     let mut audit = Audit::default();
     audit.up(7, 1, peer);
     audit.down(7, 1);

@@ -101,6 +101,7 @@ impl Sender {
                 accept_number: 1,
                 peer,
                 upgraded: true,
+                unnumbered: 0,
                 ended,
                 sids,
             }],
@@ -307,4 +308,17 @@ fn what_all_lines_lost_at_the_end_shows_nowhere() {
     account.owed("trade", 1);
     let verdict = account.settle("trade", &sent);
     assert_eq!((verdict.unaccounted, verdict.covered, verdict.undetectable), (0, 1, 1));
+}
+
+#[test]
+fn messages_without_a_number_may_come_once_each() {
+    for (handed_over, unaccounted) in [(0, 0), (2, 0), (3, 1)] {
+        let mut ledger = Sender::new(true).ledger(Ended::Open);
+        ledger.connections[0].unnumbered = 2;
+        let mut audit = Audit::default();
+        audit.up(1, 1, peer());
+        (0..handed_over).for_each(|_| audit.delivered(1, 1, 0, None, 0, b"{}"));
+        let verdict = audit.settle(&ledger);
+        assert_eq!(verdict.unaccounted, unaccounted, "{verdict:?}");
+    }
 }
