@@ -25,6 +25,8 @@ use crate::warning::{Warning, Warnings};
 pub(crate) const CONDUCTOR: &str = "kf-conductor";
 pub(crate) const CONNECTOR: &str = "kf-connector";
 
+/// The longest wait of a thread that sleeps in a poll.
+const WAIT_MAX: Duration = Duration::from_secs(1);
 /// How often a thread publishes its CPU time.
 const CPU_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -181,8 +183,7 @@ fn shard_timeout(
         Wait::Adaptive { spin } => now.saturating_duration_since(worked) < spin,
     };
     // Not for ever: figures are published, and a lost wake-up would cost a second, not a hang.
-    let longest = Duration::from_secs(1);
-    let blocked = Some(until.map_or(longest, |until| until.min(longest)));
+    let blocked = Some(until.map_or(WAIT_MAX, |until| until.min(WAIT_MAX)));
     Some(if spins { Some(Duration::ZERO) } else { blocked })
 }
 
@@ -227,7 +228,8 @@ pub(crate) fn run_connector<T: Transport, R: Resolver>(
         let now = clock::stamp();
         match connector.step(now) {
             Next::Done => break,
-            next => timeout = plain_timeout(next, now.mono),
+            // Not for ever, as with shards.
+            next => timeout = Some(plain_timeout(next, now.mono).unwrap_or(WAIT_MAX).min(WAIT_MAX)),
         }
         CpuTime::publish(cpu);
     }
@@ -277,6 +279,16 @@ mod tests {
     /// No system has so much memory for one stack.
     fn impossible() -> Builder {
         Builder::new().stack_size(1 << 60)
+    }
+
+    #[test]
+    fn g6_a_lost_wake_up_costs_a_second_and_not_a_hang() {
+        let now = clock::now();
+        let day = Next::At(Some(now + Duration::from_secs(86_400)));
+        for next in [Next::At(None), day] {
+            let timeout = shard_timeout(next, Wait::Block, now, now);
+            assert_eq!(timeout, Some(Some(Duration::from_secs(1))));
+        }
     }
 
     #[test]

@@ -250,3 +250,35 @@ fn unsigned_upgrades_and_plain_text_to_loopback_work() {
     let message = messages.recv_timeout(support::PATIENCE).unwrap();
     assert!(message.data.ends_with(b"\n"), "the exact frame");
 }
+
+#[test]
+fn j4_every_request_to_stop_cancels_exactly_one_start() {
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let exchange = Exchange::start(quiet()).unwrap();
+    let (mut first, mut second) = (0, 0);
+    for round in 0..60_u64 {
+        let settings = settings(&exchange, POOL)
+            .url(format!("wss://127.0.0.1:{}/", free.port()))
+            .start_timeout(Duration::from_millis(20));
+        let mut manager = Manager::new(settings.build().unwrap(), StaticRegistry::default());
+        let handle = manager.handle();
+        // Before the start's end, while it is torn down, and after: all of it.
+        let asked = std::time::Instant::now() + Duration::from_micros(18_000 + round * 150);
+        let (begun, again) = std::thread::scope(|scope| {
+            let asker = scope.spawn(|| {
+                while std::time::Instant::now() < asked {
+                    std::hint::spin_loop();
+                }
+                handle.request_stop();
+            });
+            let begun = manager.start().unwrap_err();
+            asker.join().unwrap();
+            (begun, manager.start().unwrap_err())
+        });
+        let cancelled = |error: &StartError| *error == StartError::Cancelled;
+        first += u32::from(cancelled(&begun));
+        second += u32::from(cancelled(&again));
+        assert!(cancelled(&begun) != cancelled(&again), "round {round}: {begun:?}, {again:?}");
+    }
+    println!("{first} came in time for the first start, {second} were for the second");
+}
