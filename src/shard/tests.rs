@@ -1,5 +1,6 @@
 //! The shard over a scripted network in virtual time.
 
+mod commands;
 mod liveness;
 mod world;
 
@@ -7,8 +8,6 @@ use alloc_tracker::{Allocator, Session};
 
 use super::*;
 use crate::batch::Continuity;
-use crate::code::ExchangeCode;
-use crate::command::Outcome;
 use world::*;
 
 #[global_allocator]
@@ -105,51 +104,6 @@ fn d11_a_flood_of_pings_from_a_peer_that_reads_nothing_is_bounded() {
 }
 
 #[test]
-fn a_command_ends_by_its_reply_by_time_or_by_loss_each_once() {
-    let mut world = World::new(10);
-    let peer = world.adopt(BOOK, 1, Vec::new(), 0.0);
-    (0..3).for_each(|_| world.subscribe(1.0));
-    world.give(BOOK, &peer, vec![Chunk::Bytes(ok(1, 1))], 2.0);
-    world.give(BOOK, &peer, vec![Chunk::Bytes(ok(1, 2))], 2.0);
-    world.settle(6.0);
-    world.subscribe(6.5);
-    world.give(BOOK, &peer, vec![Chunk::End], 7.0);
-    let mut outcomes = Vec::new();
-    for report in world.reports.try_iter() {
-        match report {
-            Report::Ended { ended, .. } => outcomes.push(Some(ended.outcome)),
-            Report::Down { .. } => outcomes.push(None),
-            other => panic!("{other:?}"),
-        }
-    }
-    let timed_out = Some(Outcome::TimedOut);
-    let lost = Some(Outcome::ConnectionLost);
-    assert_eq!(outcomes, [Some(Outcome::Ok), timed_out, timed_out, lost, None]);
-    assert_eq!(world.counters.replies_unmatched.total(), 1);
-}
-
-#[test]
-fn a_command_for_an_epoch_that_is_over_ends_as_lost() {
-    let mut world = World::new(10);
-    world.subscribe(1.0);
-    let report = world.reports.try_recv().unwrap();
-    let Report::Ended { ended, .. } = report else { panic!("{report:?}") };
-    assert_eq!(ended.outcome, Outcome::ConnectionLost);
-}
-
-#[test]
-fn acknowledgements_count_in_the_sequence_and_are_not_delivered() {
-    let mut world = World::new(10);
-    let peer = world.adopt(BOOK, 1, Vec::new(), 0.0);
-    world.subscribe(0.0);
-    let bytes = [delta(1), ok(1, 2), delta(3)].concat();
-    world.give(BOOK, &peer, vec![Chunk::Bytes(bytes)], 1.0);
-    let gaps: Vec<_> = world.received().iter().map(|message| message.gap_size).collect();
-    assert_eq!(gaps, [0, 0]);
-    assert_eq!(world.counters.sequence_gaps.total(), 0);
-}
-
-#[test]
 fn what_finds_no_room_is_told_by_the_next_message_or_the_next_epoch() {
     let mut world = World::new(2);
     let peer = world.adopt(BOOK, 1, Vec::new(), 0.0);
@@ -189,21 +143,6 @@ fn g4_one_that_floods_gets_one_read_a_turn() {
     assert_eq!(conns, [4, 5]);
     world.settle(1.0);
     assert_eq!(world.received().len(), 99, "and comes back without another event");
-}
-
-#[test]
-fn a_terminal_error_is_told_once_however_often_it_is_said() {
-    let mut world = World::new(10);
-    let peer = world.adopt(BOOK, 1, Vec::new(), 0.0);
-    world.subscribe(0.0);
-    let error =
-        r#"{"type":"error","sid":1,"msg":{"code":25,"msg":"Subscription buffer overflow"}}"#;
-    let bytes = [ok(1, 1), text(error).repeat(500)].concat();
-    world.give(BOOK, &peer, vec![Chunk::Bytes(bytes)], 1.0);
-    let ended = |report: &Report| {
-        matches!(report, Report::SubscriptionEnded { code: Some(ExchangeCode::BufferOverflow), .. })
-    };
-    assert_eq!(world.reports.try_iter().filter(ended).count(), 1);
 }
 
 #[test]
