@@ -20,6 +20,7 @@ use support::Rig;
 /// Markets at the start, and how many are created and settled meanwhile.
 const MARKETS: usize = 120;
 const CHANGED: usize = 40;
+const ALL: u64 = 120;
 
 fn exchange(faults: &[&str]) -> ExchangeConfig {
     ExchangeConfig {
@@ -57,9 +58,9 @@ fn change(rig: &mut Rig) -> BTreeSet<String> {
 /// The whole story under these faults: the end state is exact, nothing is unaccounted for.
 fn survives(exchange: ExchangeConfig) -> Rig {
     let mut rig = start(exchange);
-    rig.all_confirmed(MARKETS as u64);
+    rig.all_confirmed(ALL);
     let wanted = change(&mut rig);
-    rig.all_confirmed(MARKETS as u64);
+    rig.all_confirmed(ALL);
     rig.consume_until(
         "the exchange holds what is wanted",
         |_| {},
@@ -126,7 +127,7 @@ fn e8_commands_in_flight_when_a_connection_falls_lose_no_market() {
         rig.consume_for(Duration::from_millis(100), |_| {});
         rig.exchange.cut(&rig.exchange.connections());
     }
-    rig.all_confirmed(MARKETS as u64);
+    rig.all_confirmed(ALL);
     let (verdict, _) = rig.settle();
     assert_eq!(verdict.unaccounted, 0, "{:#?}", verdict.findings);
 }
@@ -135,12 +136,12 @@ fn e8_commands_in_flight_when_a_connection_falls_lose_no_market() {
 fn e10_a_subscription_that_ends_is_opened_again() {
     for code in [10, 25] {
         let mut rig = start(exchange(&[]));
-        rig.all_confirmed(MARKETS as u64);
+        rig.all_confirmed(ALL);
         assert_eq!(rig.exchange.terminate_books(code), 4);
         rig.consume_until(
             "the exchange streams all again",
             |_| {},
-            |rig| held(rig).len() == MARKETS && rig.handle.stats().markets_total == MARKETS as u64,
+            |rig| held(rig).len() == MARKETS && rig.handle.stats().markets_total == ALL,
         );
         let (verdict, _) = rig.settle();
         assert_eq!(verdict.unaccounted, 0, "code {code}: {:#?}", verdict.findings);
@@ -170,20 +171,23 @@ fn e10_too_fast_slows_that_subscription_down() {
 #[test]
 fn e10_a_bad_ticker_is_told_apart_and_the_others_stay() {
     let mut rig = start(exchange(&[]));
-    rig.all_confirmed(MARKETS as u64);
+    rig.all_confirmed(ALL);
     let created = rig.exchange.create_markets(CHANGED);
     let bad: Vec<String> = created.iter().take(2).cloned().collect();
     rig.exchange.set_bad_tickers(BadTickers { code: 11, tickers: bad.iter().cloned().collect() });
     for text in &created {
         rig.host.send(MarketChange::created(text.parse().unwrap(), MarketStatus::Active)).unwrap();
     }
-    let good = (MARKETS + CHANGED - bad.len()) as u64;
+    let good = MARKETS + CHANGED - bad.len();
     rig.consume_until(
         "all but the bad ones are confirmed",
         |_| {},
-        |rig| rig.handle.stats().markets_total == good && rig.handle.stats().markets_refused == 2,
+        |rig| {
+            rig.handle.stats().markets_total == u64::try_from(good).unwrap()
+                && rig.handle.stats().markets_refused == 2
+        },
     );
-    assert_eq!(held(&rig).len() as u64, good);
+    assert_eq!(held(&rig).len(), good);
     let (verdict, _) = rig.settle();
     assert_eq!(verdict.unaccounted, 0, "{:#?}", verdict.findings);
 }
@@ -191,9 +195,9 @@ fn e10_a_bad_ticker_is_told_apart_and_the_others_stay() {
 #[test]
 fn f7_replies_take_slots_and_make_no_gap() {
     let mut rig = start(exchange(&[]));
-    rig.all_confirmed(MARKETS as u64);
+    rig.all_confirmed(ALL);
     change(&mut rig);
-    rig.all_confirmed(MARKETS as u64);
+    rig.all_confirmed(ALL);
     let (verdict, report) = rig.settle();
     assert_eq!(verdict.unaccounted, 0, "{:#?}", verdict.findings);
     assert_eq!(report.stats.sequence_gaps, 0);
@@ -203,10 +207,10 @@ fn f7_replies_take_slots_and_make_no_gap() {
 #[test]
 fn m4_a_market_removed_leaves_the_others_alone() {
     let mut rig = start(exchange(&[]));
-    rig.all_confirmed(MARKETS as u64);
+    rig.all_confirmed(ALL);
     let gone = rig.exchange.active_markets().remove(0);
     rig.host.send(MarketChange::settled(gone.parse().unwrap())).unwrap();
-    rig.all_confirmed(MARKETS as u64 - 1);
+    rig.all_confirmed(ALL - 1);
     assert!(!held(&rig).contains(&gone));
     assert_eq!(held(&rig).len(), MARKETS - 1);
     assert_eq!(rig.exchange.stats().verbs.unsubscribe, 0, "never the whole subscription");
@@ -220,10 +224,10 @@ fn the_legacy_dialect_streams_one_sid_a_market() {
     let mut rig = Rig::start(legacy, PoolLayout::new(1, 1, 1, 4), |settings| {
         settings.dialect(kalshi_feed::Dialect::Legacy)
     });
-    rig.all_confirmed(MARKETS as u64);
+    rig.all_confirmed(ALL);
     change(&mut rig);
-    rig.all_confirmed(MARKETS as u64);
-    assert_eq!(rig.handle.stats().subscriptions_total, MARKETS as u64 + 3);
+    rig.all_confirmed(ALL);
+    assert_eq!(rig.handle.stats().subscriptions_total, ALL + 3);
     let (verdict, _) = rig.settle();
     assert_eq!(verdict.unaccounted, 0, "{:#?}", verdict.findings);
 }
@@ -232,7 +236,7 @@ fn the_legacy_dialect_streams_one_sid_a_market() {
 fn a_burst_of_created_then_settled_leaves_nothing_behind() {
     let quick = ExchangeConfig { rate_per_second: 2_000, ..exchange(&[]) };
     let mut rig = start(quick);
-    rig.all_confirmed(MARKETS as u64);
+    rig.all_confirmed(ALL);
     let host = rig.host.clone();
     let sender = std::thread::spawn(move || {
         let tickers = || (0..100_000).map(|n| format!("KXBURST-{n}").parse::<Ticker>().unwrap());
@@ -248,9 +252,7 @@ fn a_burst_of_created_then_settled_leaves_nothing_behind() {
         |_| {},
         |rig| {
             let stats = rig.handle.stats();
-            stats.markets_wanted == MARKETS as u64
-                && stats.markets_total == MARKETS as u64
-                && held(rig).len() == MARKETS
+            stats.markets_wanted == ALL && stats.markets_total == ALL && held(rig).len() == MARKETS
         },
     );
     let (verdict, report) = rig.settle();
