@@ -9,6 +9,8 @@ use exchange_sim::Mode;
 use kalshi_feed::{ConfigBuilder, Dialect, Wait};
 
 use crate::failure::Failure;
+use crate::policies::Policies;
+use crate::throttle::Fraction;
 
 /// Spin time of `--wait adaptive` without one.
 const SPIN_DEFAULT: Duration = Duration::from_micros(50);
@@ -49,6 +51,8 @@ pub(crate) enum Command {
     kalshi-feed demo --duration 10s --json\n  \
     kalshi-feed demo --markets 20000 --rate 200000 --shards 2\n  \
     kalshi-feed demo --cut 20\n  \
+    kalshi-feed demo --slow-consumer 0.1 --overflow backpressure\n  \
+    kalshi-feed demo --drop-rate 0.001\n  \
     kalshi-feed demo --cores 1 --spin --json\n\n\
     Exit code 0 means: every connection healthy, every market confirmed, every message\n\
     the exchange sent delivered or honestly reported as missed.")]
@@ -65,11 +69,20 @@ pub(crate) struct Demo {
     /// Connections of all roles to reset in the middle of the run.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) cut: usize,
+    /// Take messages at this part of the speed they come at, such as 0.1, until the traffic ends.
+    #[arg(long, value_name = "FRACTION")]
+    pub(crate) slow_consumer: Option<Fraction>,
+    /// Frames with a sequence number that the exchange numbers and never writes, such as 0.001 of
+    /// them; until 10 s before the end, or half time of a shorter run.
+    #[arg(long, value_name = "P", default_value_t = 0.0, value_parser = probability)]
+    pub(crate) drop_rate: f64,
     /// How long to run; 0 until Ctrl-C.
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration)]
     pub(crate) duration: Duration,
     #[command(flatten)]
     pub(crate) engine: Engine,
+    #[command(flatten)]
+    pub(crate) policies: Policies,
     /// The summary as one JSON object, the last line of stdout; no live view.
     #[arg(long)]
     pub(crate) json: bool,
@@ -100,6 +113,8 @@ pub(crate) struct Run {
     pub(crate) output: PathBuf,
     #[command(flatten)]
     pub(crate) engine: Engine,
+    #[command(flatten)]
+    pub(crate) policies: Policies,
     /// The summary as one JSON object, the last line of stdout; no live view.
     #[arg(long)]
     pub(crate) json: bool,
@@ -267,6 +282,12 @@ fn duration(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text)
         .or_else(|error| if text == "0" { Ok(Duration::ZERO) } else { Err(error) })
         .map_err(|error| format!("{error}; write 10s, 500ms or 1m, or 0 for no end"))
+}
+
+/// From 0 to 1.
+fn probability(text: &str) -> Result<f64, String> {
+    let part = text.parse::<f64>().ok().filter(|part| (0.0..=1.0).contains(part));
+    part.ok_or_else(|| "give a probability from 0 to 1, such as 0.001".to_owned())
 }
 
 /// `block`, `spin`, `adaptive`, `adaptive:50us`.

@@ -3,10 +3,11 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
-use exchange_sim::{Audit, Exchange, ExchangeConfig, Verdict};
+use exchange_sim::{Among, Audit, DataFault, DataRule, Exchange, ExchangeConfig, Mode, Verdict};
 use kalshi_feed::{
     ChannelRegistry, Config, Credentials, Event, Events, Handle, Manager, Messages, RawMessage,
     Role, Seq, Sid, Stats, StopReport, Ticker,
@@ -21,6 +22,7 @@ use crate::latency::{Latency, LiveLatency, delta_time};
 use crate::lifecycle::RegistryThread;
 use crate::roster::Roster;
 use crate::summary::{DemoSummary, LedgerSummary, Measured, Summary};
+use crate::throttle::Throttle;
 use crate::view::View;
 
 /// Between two looks at the engine.
@@ -37,6 +39,8 @@ const STOP: Duration = Duration::from_secs(5);
 const RESUBSCRIBED: Duration = Duration::from_secs(1);
 /// When to cut in a demo without end.
 const CUT_AFTER: Duration = Duration::from_secs(12);
+/// Frames are dropped until this long before the end, or until half time of a shorter run.
+const WHOLE_AT_LAST: Duration = Duration::from_secs(10);
 /// Market changes and lifecycle frames waiting between registry and engine.
 const REGISTRY_QUEUE: usize = 8_192;
 /// Audit findings shown.
@@ -65,6 +69,8 @@ struct Taker {
     arrivals: bool,
     /// Only when there is a cut to judge.
     snapshots: Option<Snapshots>,
+    /// Only when it is to be slow.
+    throttle: Option<Throttle>,
 }
 
 impl Handler for Taker {
@@ -93,6 +99,12 @@ impl Handler for Taker {
                 snapshots.entry((conn, epoch)).or_default().insert(ticker.to_owned());
             }
         }
+        if let Some(throttle) = &mut self.throttle {
+            let wait = throttle.taken(Instant::now());
+            if !wait.is_zero() {
+                std::thread::sleep(wait);
+            }
+        }
         Ok(())
     }
 }
@@ -110,6 +122,8 @@ struct Session {
     /// Ups and downs; the threads' accounts are merged into it.
     audit: Audit,
     cut: Option<Cut>,
+    /// Lets a slow consumer take what waits at full speed.
+    hurry: Arc<AtomicBool>,
     /// When the registry should read the exchange's list again.
     reread_at: Option<Instant>,
 }
@@ -132,7 +146,7 @@ impl Session {
             .url(exchange.url())
             .ca_pem(exchange.ca_pem().to_owned())
             .credentials(credentials.map_err(Failure::job)?);
-        let config = flags.engine.apply(settings).build()?;
+        let config = flags.policies.apply(flags.engine.apply(settings)).build()?;
         let markets = exchange.active_markets();
         let markets: Result<BTreeSet<Ticker>, _> =
             markets.iter().map(|text| text.parse()).collect();
@@ -146,7 +160,7 @@ impl Session {
         let list = Arc::clone(&exchange);
         let registry = RegistryThread::spawn(host, markets, move || list.active_markets())
             .map_err(|error| Failure::job(format!("cannot start the registry: {error}")))?;
-        let consumer = spawn_consumer(messages, flags, &live)?;
+        let (consumer, hurry) = spawn_consumer(messages, flags, &live)?;
         interrupt.start(&mut manager)?;
         crate::view::warn(&handle.warnings());
         Ok(Self {
@@ -160,6 +174,7 @@ impl Session {
             roster: Roster::default(),
             audit: Audit::default(),
             cut: None,
+            hurry,
             // Markets changed while the lifecycle lines were coming up.
             reread_at: Some(Instant::now()),
         })
@@ -170,6 +185,11 @@ impl Session {
         let begun = Instant::now();
         let end = (!flags.duration.is_zero()).then(|| begun + flags.duration);
         let cut_at = begun + end.map_or(CUT_AFTER, |_| flags.duration.mul_f64(0.4));
+        let mut whole_at = end.map(|_| begun + dropping(flags.duration));
+        if flags.drop_rate > 0.0 {
+            let drop = DataRule::chance(Among::Sequenced, DataFault::Drop, flags.drop_rate);
+            self.exchange.inject_data(drop);
+        }
         loop {
             let now = Instant::now();
             self.tend(now);
@@ -177,6 +197,9 @@ impl Session {
                 let exchange = &self.exchange;
                 let reset = |addresses: &[_]| exchange.cut(addresses);
                 self.cut = Some(Cut::make(flags.cut, &self.roster, &self.handle, reset));
+            }
+            if whole_at.take_if(|at| *at <= now).is_some() {
+                self.exchange.clear_data_faults();
             }
             if interrupt.asked() || self.consumer.is_finished() || end.is_some_and(|end| now >= end)
             {
@@ -218,6 +241,8 @@ impl Session {
 
     /// Traffic off, engine at rest, engine stopped, account settled.
     fn finish(mut self, flags: &Demo, interrupt: &Interrupt) -> Result<Outcome, Failure> {
+        // What is held back for want of room must come through before the exchange can rest.
+        self.hurry.store(true, Ordering::Relaxed);
         if !self.exchange.stop_traffic(FLUSH) {
             log::warn!("the exchange still had frames queued after {FLUSH:?}");
         }
@@ -295,15 +320,24 @@ fn spawn_consumer(
     messages: Messages,
     flags: &Demo,
     live: &LiveLatency,
-) -> Result<JoinHandle<Consumed<Taker>>, Failure> {
+) -> Result<(JoinHandle<Consumed<Taker>>, Arc<AtomicBool>), Failure> {
+    let needed = (flags.mode == Mode::Paced).then_some(flags.rate);
+    let throttle = flags.slow_consumer.map(|fraction| Throttle::new(fraction, needed)).unzip();
     let taker = Taker {
         audit: Audit::default(),
         wire: Latency::new(),
         arrivals: flags.engine.tuning.kernel_timestamps,
         snapshots: (flags.cut > 0).then(Snapshots::new),
+        throttle: throttle.0,
     };
-    consumer::spawn(messages, taker, (!flags.json).then(|| live.clone()))
-        .map_err(|error| Failure::job(format!("cannot start the consumer: {error}")))
+    let thread = consumer::spawn(messages, taker, (!flags.json).then(|| live.clone()))
+        .map_err(|error| Failure::job(format!("cannot start the consumer: {error}")))?;
+    Ok((thread, throttle.1.unwrap_or_default()))
+}
+
+/// How long frames are dropped in a run of this length.
+fn dropping(duration: Duration) -> Duration {
+    duration.saturating_sub(WHOLE_AT_LAST).max(duration / 2)
 }
 
 /// What came of a demo.

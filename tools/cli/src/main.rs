@@ -14,10 +14,12 @@ mod latency;
 mod lifecycle;
 mod markets;
 mod output;
+mod policies;
 mod roster;
 mod run;
 mod settings;
 mod summary;
+mod throttle;
 mod view;
 
 use std::io::{self, Write};

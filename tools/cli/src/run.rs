@@ -38,7 +38,8 @@ const LIFECYCLE_QUEUE: usize = 1_024;
 /// # Errors
 /// Bad settings, an exchange that cannot be reached, or an output that cannot be written.
 pub(crate) fn run(flags: &Run) -> Result<(), Failure> {
-    let config = flags.engine.apply(flags.exchange.settings()?).build()?;
+    let settings = flags.engine.apply(flags.exchange.settings()?);
+    let config = flags.policies.apply(settings).build()?;
     let markets = match &flags.markets_file {
         Some(path) => crate::markets::read(path)?,
         None => {

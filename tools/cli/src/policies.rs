@@ -1,0 +1,36 @@
+//! The flags that say what is done about loss. It only turns words into the engine's settings.
+
+use clap::{Args, ValueEnum};
+use kalshi_feed::{ConfigBuilder, Overflow};
+
+/// What the engine does about loss.
+#[derive(Clone, Copy, Debug, Default, Args)]
+#[command(next_help_heading = "Loss")]
+pub(crate) struct Policies {
+    /// When the consumer is too slow: drop new messages and say how many, or stop reading their
+    /// connections.
+    #[arg(long, value_name = "POLICY")]
+    pub(crate) overflow: Option<OverflowFlag>,
+}
+
+/// `--overflow`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum OverflowFlag {
+    /// New messages are dropped; the next of the subscription says how many.
+    DropNewest,
+    /// Connections are not read until there is room.
+    Backpressure,
+}
+
+impl Policies {
+    /// Puts the flags given over the settings.
+    pub(crate) fn apply(&self, mut settings: ConfigBuilder) -> ConfigBuilder {
+        if let Some(overflow) = self.overflow {
+            settings = match overflow {
+                OverflowFlag::DropNewest => settings.overflow(Overflow::DropNewest),
+                OverflowFlag::Backpressure => settings.overflow(Overflow::Backpressure),
+            };
+        }
+        settings
+    }
+}

@@ -1,0 +1,58 @@
+//! Loss on purpose, as the demo's users cause it: the account is whole under every policy.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "tests fail by panicking, and helpers outside #[test] functions are tests too"
+)]
+
+use std::process::{Command, Stdio};
+
+use serde_json::Value;
+
+/// The summary of a demo that did its job.
+fn demo(flags: &str) -> Value {
+    let output = Command::new(env!("CARGO_BIN_EXE_kalshi-feed"))
+        .args(["demo", "--json", "--markets", "200"])
+        .args(flags.split_whitespace())
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    let text = String::from_utf8_lossy(&output.stdout);
+    let summary: Value = serde_json::from_str(text.lines().last().unwrap_or("null")).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{said} {summary}");
+    assert_eq!(summary["ledger"]["unaccounted"], 0);
+    summary
+}
+
+fn count(value: &Value) -> u64 {
+    value.as_u64().unwrap_or_else(|| panic!("{value} is no count"))
+}
+
+#[test]
+fn a_slow_consumer_is_told_of_every_message_it_did_not_get() {
+    let summary = demo("--slow-consumer 0.1 --duration 4s");
+    let dropped = count(&summary["messages_dropped"]);
+    assert!(dropped > 20_000, "it was slow: {dropped}");
+    assert_eq!(summary["ledger"]["covered"], dropped);
+}
+
+#[test]
+fn a_slow_consumer_may_hold_its_connections_back_and_lose_nothing() {
+    let summary = demo("--slow-consumer 0.1 --overflow backpressure --duration 4s");
+    assert_eq!((count(&summary["messages_dropped"]), &summary["reconnects"]), (0, &0.into()));
+    assert_eq!(summary["ledger"]["sent"], summary["ledger"]["delivered"]);
+    // Messages waited: in this process and in the sockets.
+    assert!(count(&summary["latency_ns"]["p99"]) > 1_000_000_000, "{summary}");
+}
+
+#[test]
+fn frames_the_exchange_drops_are_told_of() {
+    let summary = demo("--drop-rate 0.01 --duration 4s");
+    let missed = count(&summary["messages_missed"]);
+    assert!(missed > 50, "{missed} were dropped");
+    let ledger = &summary["ledger"];
+    assert_eq!(count(&ledger["covered"]), missed + count(&summary["messages_dropped"]));
+}
