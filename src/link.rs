@@ -313,6 +313,10 @@ impl Link {
                 self.heard = true;
                 self.land(ended, envelope.seq, Note::Ended, notes);
             }
+            Answer::Late(ended) if envelope.seq.is_none() && self.is_stale(&ended) => {
+                counters.replies_late.add(1);
+                notes.push(Note::Late(ended));
+            }
             Answer::Late(ended) => {
                 counters.replies_late.add(1);
                 self.land(ended, envelope.seq, Note::Late, notes);
@@ -328,6 +332,13 @@ impl Link {
             }
         }
         Some(())
+    }
+
+    /// Whether a late reply without a number says that a subscription was opened which has ended
+    /// since: it must not begin to count anew, what is still on its way would be a false gap.
+    fn is_stale(&self, ended: &Ended) -> bool {
+        let opened = ended.expects == Expects::Subscription && ended.outcome.is_ok();
+        opened && ended.sid.is_some_and(|sid| self.sequences.is_retired(sid))
     }
 
     /// Tells of a command's end, and then of what ended before it.

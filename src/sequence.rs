@@ -113,6 +113,12 @@ impl Sequences {
         }
     }
 
+    /// Whether a sid was ours and is over.
+    pub(crate) fn is_retired(&self, sid: Sid) -> bool {
+        let state = self.find(sid).and_then(|index| self.states.get(index));
+        state.is_some_and(|state| state.retired)
+    }
+
     /// Records a frame's number, before anything else looks at the frame.
     #[inline]
     pub(crate) fn observe(&mut self, sid: Sid, seq: Seq) -> Observed {

@@ -242,3 +242,22 @@ fn long_commands_go_out_one_a_turn() {
     }
     assert_eq!(turns, [1, 1, 1]);
 }
+
+#[test]
+fn e3_a_late_subscribed_does_not_restart_the_count_of_a_sid_that_has_ended_since() {
+    let mut world = World::new(100);
+    let peer = world.adopt(BOOK, 1, Vec::new(), 0.0);
+    world.subscribe(0.0);
+    world.give(BOOK, &peer, vec![Chunk::Bytes((1..=8).flat_map(delta).collect())], 1.0);
+    world.settle(6.0);
+    world.ask(Ask::Unsubscribe(crate::ids::Sid::new(1)), 6.0);
+    let gone = text(r#"{"type":"error","id":2,"msg":{"code":7,"msg":"no"}}"#);
+    let late = text(r#"{"type":"subscribed","id":1,"msg":{"channel":"x","sid":1}}"#);
+    let last = text(r#"{"type":"unsubscribed","id":9,"sid":1,"seq":9}"#);
+    world.give(BOOK, &peer, vec![Chunk::Bytes([gone, late, last].concat())], 7.0);
+    let other = text(r#"{"type":"trade","sid":2,"seq":1,"msg":{"x":"x"}}"#);
+    world.give(BOOK, &peer, vec![Chunk::Bytes(other)], 8.0);
+    let gaps: u64 = world.received().iter().map(|message| message.gap_size).sum();
+    assert_eq!((gaps, world.counters.sequence_gaps.total()), (0, 0));
+    assert!(told(&world).contains(&Told::Late(1, Outcome::Ok)));
+}
