@@ -68,6 +68,8 @@ mod request;
 mod resolve;
 mod sequence;
 mod shard;
+#[cfg(test)]
+mod simulation;
 mod socket;
 mod spill;
 mod spread;

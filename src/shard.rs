@@ -170,6 +170,13 @@ impl<T: Transport> Shard<T> {
         self.state == State::Failed
     }
 
+    /// Whether a connection is held back, and does not read what comes.
+    #[cfg(test)]
+    pub(crate) fn holds(&self, conn: ConnId) -> bool {
+        let slot = self.index(conn).and_then(|index| self.slots.get(index));
+        slot.is_some_and(|slot| !slot.held.is_nothing())
+    }
+
     /// Whether connections wait to be driven.
     pub(crate) fn is_ready(&self) -> bool {
         !self.ready.is_empty()

@@ -3,14 +3,13 @@
 //! exactly once, and no other is.
 
 mod asking;
-mod exchange;
 mod placing;
 mod world;
 
 use proptest::prelude::*;
 
 use super::*;
-use exchange::Fate;
+use crate::simulation::peer::Fate;
 use world::*;
 
 /// What may become of a command, as often as it stands here.

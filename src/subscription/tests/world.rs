@@ -4,11 +4,11 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::super::*;
-use super::exchange::{Fate, Peer};
 use crate::command::{Answer, Commands, Ended, Outcome, Response, error_code};
 use crate::ids::CommandId;
 use crate::market::MarketState;
 use crate::request::Expects;
+use crate::simulation::peer::{Fate, Peer};
 
 pub(super) const FIRST: u16 = 2;
 pub(super) const BOOKS: u16 = 3;

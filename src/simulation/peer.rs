@@ -9,7 +9,7 @@ use crate::dialect::Dialect;
 
 /// What becomes of a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Fate {
+pub(crate) enum Fate {
     Carried,
     /// Carried out; the reply is lost.
     Unheard,
@@ -27,32 +27,32 @@ pub(super) enum Fate {
 
 /// The exchange's side of a connection.
 #[derive(Debug)]
-pub(super) struct Peer {
+pub(crate) struct Peer {
     dialect: Dialect,
     /// Most markets of one subscription.
-    pub(super) limit: usize,
+    pub(crate) limit: usize,
     /// Whether it names subscriptions when asked.
-    pub(super) lists: bool,
-    pub(super) subscriptions: BTreeMap<u64, Subscription>,
+    pub(crate) lists: bool,
+    pub(crate) subscriptions: BTreeMap<u64, Subscription>,
     next_sid: u64,
-    pub(super) inbox: VecDeque<Value>,
+    pub(crate) inbox: VecDeque<Value>,
     /// Overtaken commands, and their age in seconds.
-    pub(super) slow: VecDeque<(Value, u64)>,
-    pub(super) outbox: VecDeque<Value>,
+    pub(crate) slow: VecDeque<(Value, u64)>,
+    pub(crate) outbox: VecDeque<Value>,
     /// Commands taken, by name.
-    pub(super) taken: BTreeMap<String, usize>,
+    pub(crate) taken: BTreeMap<String, usize>,
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Subscription {
-    pub(super) channel: String,
-    pub(super) markets: BTreeSet<String>,
+pub(crate) struct Subscription {
+    pub(crate) channel: String,
+    pub(crate) markets: BTreeSet<String>,
 }
 
 const BOOKS: &str = "orderbook_delta";
 
 impl Peer {
-    pub(super) fn new(dialect: Dialect, limit: usize) -> Self {
+    pub(crate) fn new(dialect: Dialect, limit: usize) -> Self {
         Self {
             dialect,
             limit,
@@ -67,19 +67,19 @@ impl Peer {
     }
 
     /// The socket is gone, and with it everything under way.
-    pub(super) fn reset(&mut self) {
+    pub(crate) fn reset(&mut self) {
         let lists = self.lists;
         *self = Self { lists, ..Self::new(self.dialect, self.limit) };
     }
 
     /// Every market that streams here, as often as it does.
-    pub(super) fn streams(&self) -> impl Iterator<Item = &String> {
+    pub(crate) fn streams(&self) -> impl Iterator<Item = &String> {
         let books = self.subscriptions.values().filter(|sub| sub.channel == BOOKS);
         books.flat_map(|sub| &sub.markets)
     }
 
     /// Takes the oldest command there is.
-    pub(super) fn take(&mut self, fate: Fate) {
+    pub(crate) fn take(&mut self, fate: Fate) {
         let Some(command) = self.inbox.pop_front() else { return };
         *self.taken.entry(command["cmd"].as_str().unwrap().to_owned()).or_default() += 1;
         match fate {
@@ -101,7 +101,7 @@ impl Peer {
     }
 
     /// Carries out the oldest overtaken command.
-    pub(super) fn finish(&mut self) {
+    pub(crate) fn finish(&mut self) {
         if let Some((command, _)) = self.slow.pop_front() {
             self.carry_out(&command, 1);
         }
@@ -109,7 +109,7 @@ impl Peer {
 
     /// The exchange ends the subscription that is first or last of its own accord. `silent`: its
     /// sid stays taken until it is unsubscribed.
-    pub(super) fn terminate(&mut self, last: bool, silent: bool, code: i64) -> bool {
+    pub(crate) fn terminate(&mut self, last: bool, silent: bool, code: i64) -> bool {
         let sids = self.subscriptions.keys();
         let Some(sid) = (if last { sids.last() } else { sids.min() }).copied() else {
             return false;

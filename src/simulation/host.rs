@@ -1,0 +1,85 @@
+//! The host's side: one consumer of messages and the registry's ear, each fast, slow or asleep.
+//! What they take goes to the ledger.
+
+use std::time::Duration;
+
+use super::exchange::Exchange;
+use super::network::Network;
+use crate::batch::RawMessage;
+use crate::messages::Messages;
+use crate::registry::RegistryHost;
+
+#[derive(Debug)]
+pub(super) struct Host {
+    messages: Messages,
+    registry: RegistryHost,
+    /// Taken at a time, and the time between.
+    pub(super) batch: usize,
+    pub(super) interval: Duration,
+    pub(super) asleep_until: Duration,
+    pub(super) registry_asleep_until: Duration,
+    pub(super) is_due: bool,
+    pub(super) is_registry_due: bool,
+}
+
+impl Host {
+    pub(super) fn new(messages: Messages, registry: RegistryHost) -> Self {
+        Self {
+            messages,
+            registry,
+            batch: usize::MAX,
+            interval: Duration::from_micros(100),
+            asleep_until: Duration::ZERO,
+            registry_asleep_until: Duration::ZERO,
+            is_due: false,
+            is_registry_due: false,
+        }
+    }
+
+    /// Takes messages; says how many.
+    pub(super) fn look(
+        &mut self,
+        most: usize,
+        exchange: &mut Exchange,
+        network: &mut Network,
+    ) -> Result<usize, String> {
+        let mut taken = 0;
+        while taken < most
+            && let Ok(message) = self.messages.try_recv()
+        {
+            taken += 1;
+            enter(&message, exchange, network)?;
+        }
+        Ok(taken)
+    }
+
+    /// The registry takes what waits for it.
+    pub(super) fn listen(
+        &mut self,
+        exchange: &mut Exchange,
+        network: &mut Network,
+    ) -> Result<(), String> {
+        while let Ok(message) = self.registry.lifecycle().try_recv() {
+            enter(&message, exchange, network)?;
+        }
+        Ok(())
+    }
+}
+
+fn enter(
+    message: &RawMessage,
+    exchange: &mut Exchange,
+    network: &mut Network,
+) -> Result<(), String> {
+    let RawMessage { conn_id, epoch, seq, gap_size, continuity, .. } = message;
+    let number = seq.map_or(0, |seq| seq.number());
+    let now = network.now();
+    network
+        .trace
+        .note(now, format_args!("took {conn_id}/{epoch} #{number} {continuity:?} gap {gap_size}"));
+    let sockets = &network.sockets;
+    exchange.ledger.delivered(message, |link| sockets[link].read).map_err(|problem| {
+        let text = String::from_utf8_lossy(&message.data);
+        format!("I6: {conn_id}/{epoch} {continuity:?} gap {gap_size}: {problem}: {text}")
+    })
+}
