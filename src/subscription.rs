@@ -309,6 +309,18 @@ impl Subscriptions {
 
     /// Every market of the connection is off the exchange.
     fn forget_all(&mut self, conn: ConnId) {
+        self.settle_everything(conn, |_| Observed::Absent);
+    }
+
+    /// What is known of the connection's markets is known no more.
+    fn doubt_all(&mut self, conn: ConnId) {
+        self.settle_everything(conn, |was| match was {
+            Observed::Absent => Observed::Absent,
+            Observed::Present | Observed::Unknown => Observed::Unknown,
+        });
+    }
+
+    fn settle_everything(&mut self, conn: ConnId, observed: fn(Observed) -> Observed) {
         let Some(member) = self.members.get_mut(place_of(conn)) else { return };
         member.suspects.clear();
         member.due.clear();
@@ -316,7 +328,8 @@ impl Subscriptions {
         // What still comes of commands under way says nothing about them any more.
         member.flights.iter_mut().for_each(|flight| flight.markets.clear());
         for slot in member.markets(&self.directory) {
-            self.settle(slot, Some(Observed::Absent));
+            let was = self.directory.get(slot).map(|market| market.observed);
+            self.settle(slot, was.map(observed));
         }
     }
 

@@ -176,8 +176,8 @@ impl World {
                 None
             }
         };
-        self.check_deadline(party, next)?;
         self.settle_turn()?;
+        self.check_deadline(party, next)?;
         if party >= SHARDS && next != Next::Now {
             self.check_unread(party)?;
         }

@@ -1,7 +1,7 @@
 //! One connection as the plan sees it: its subscription, its markets by what they need, the
 //! commands under way, and what could not be settled. No decision is made here.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Instant;
 
 use super::directory::Directory;
@@ -78,6 +78,10 @@ pub(crate) struct Member {
     pub(crate) line: Line,
     /// A subscription told to be over before its sid was known to be the line's.
     pub(crate) over: Option<Sid>,
+    /// A late reply told of this subscription beside the line's.
+    pub(crate) other: Option<Sid>,
+    /// The last subscription that is known to have ended.
+    pub(crate) ended: Option<Sid>,
     adds: Ranks,
     deletes: List,
     rest: List,
@@ -137,6 +141,8 @@ impl Member {
             down_since: None,
             line: Line::Closed,
             over: None,
+            other: None,
+            ended: None,
             adds: Ranks::default(),
             deletes: List::default(),
             rest: List::default(),
@@ -245,6 +251,13 @@ impl Member {
     pub(crate) fn land_late(&mut self, id: CommandId) -> Option<Flight> {
         let index = self.overdue.iter().position(|overdue| overdue.flight.id == id)?;
         self.overdue.remove(index).map(|overdue| overdue.flight)
+    }
+
+    /// The markets of commands later than this one that have no reply yet.
+    pub(crate) fn named_after(&self, id: CommandId) -> BTreeSet<Slot> {
+        let overdue = self.overdue.iter().map(|overdue| &overdue.flight);
+        let later = self.flights.iter().chain(overdue).filter(|flight| flight.id > id);
+        later.flat_map(|flight| flight.markets.iter().copied()).collect()
     }
 
     /// Whether a search for an unwelcome market is under way.

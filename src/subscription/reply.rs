@@ -203,9 +203,14 @@ impl Subscriptions {
             return;
         }
         let observed = match flight.ask {
+            // It has ended since, and the reply was overtaken.
+            Ask::Subscribe if ended.sid <= member.ended => return,
             Ask::Subscribe => {
-                if let (Line::Closed | Line::Unsure { .. }, Some(sid)) = (member.line, ended.sid) {
-                    member.opened(sid);
+                match (member.line, ended.sid) {
+                    (Line::Closed | Line::Unsure { .. }, Some(sid)) => member.opened(sid),
+                    // There is one beside the line's, or before it: to be looked for.
+                    (line, sid) if line.sid() != sid => member.other = sid,
+                    _ => {}
                 }
                 Observed::Present
             }
@@ -216,14 +221,28 @@ impl Subscriptions {
                 return;
             }
         };
-        flight.markets.iter().for_each(|&slot| self.learn(slot, observed));
+        let newer = member.named_after(flight.id);
+        for &slot in &flight.markets {
+            let was = self.directory.get(slot).map(|market| market.observed);
+            // Done before or after what is known or asked since: nobody can say.
+            let sure = was == Some(Observed::Unknown) && !newer.contains(&slot);
+            let observed = if sure || was == Some(observed) { observed } else { Observed::Unknown };
+            self.learn(slot, observed);
+        }
     }
 
-    /// The exchange has no subscription of ours on this connection any more.
+    /// The line's subscription is no more. Unless there is another, the exchange has none of ours
+    /// on this connection.
     fn closed(&mut self, conn: ConnId) {
-        if let Some(member) = self.member(conn) {
-            (member.line, member.over) = (Line::Closed, None);
+        let Some(member) = self.member(conn) else { return };
+        let sid = member.line.sid();
+        member.ended = member.ended.max(sid);
+        member.over = None;
+        if member.other.take().is_some_and(|other| Some(other) > member.ended) {
+            member.line = Line::Unsure { taken: false };
+            return self.doubt_all(conn);
         }
+        member.line = Line::Closed;
         self.forget_all(conn);
     }
 

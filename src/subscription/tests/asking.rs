@@ -22,6 +22,56 @@ fn e3_a_late_reply_is_reconciled() {
 }
 
 #[test]
+fn e3_an_overtaken_reply_says_nothing_of_a_subscription_that_has_ended_since() {
+    let mut world = World::new(settings(Dialect::Live));
+    world.up(1);
+    (0..2).for_each(|number| world.want(number, 0));
+    world.pump();
+    world.peers[1].take(Fate::Carried);
+    let overtaken = world.peers[1].outbox.pop_front().unwrap();
+    world.pass(6);
+    world.flow();
+    assert!(world.peers[1].terminate(true, true, 25));
+    world.deliver(1);
+    // These go first when it is opened anew, and the two have to wait.
+    (2..7).for_each(|number| world.want(number, 9));
+    world.pump();
+    world.peers[1].take(Fate::Carried);
+    world.deliver(1);
+    world.pump();
+    world.peers[1].outbox.push_back(overtaken);
+    world.deliver(1);
+    world.quiesce();
+    world.check_settled();
+}
+
+#[test]
+fn e3_a_subscription_opened_late_is_found_when_the_other_has_ended() {
+    let mut world = World::new(settings(Dialect::Live));
+    world.up(1);
+    (0..2).for_each(|number| world.want(number, 0));
+    world.pump();
+    world.peers[1].take(Fate::Slow);
+    world.pass(6);
+    for _ in ["it is asked for, and not there", "so it is opened"] {
+        world.pump();
+        world.peers[1].take(Fate::Carried);
+        world.deliver(1);
+    }
+    assert!(world.peers[1].terminate(true, false, 10));
+    world.deliver(1);
+    world.pump();
+    world.unwant(1);
+    world.peers[1].finish();
+    world.deliver(1);
+    world.peers[1].take(Fate::Carried);
+    world.deliver(1);
+    assert_eq!(loads(&world)[0], 2, "opened late, beside the one that is no more");
+    world.quiesce();
+    world.check_settled();
+}
+
+#[test]
 fn e4_what_timed_out_is_uncertain_and_asked_again() {
     let mut world = World::new(settings(Dialect::Live));
     world.up(1);
