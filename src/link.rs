@@ -366,8 +366,9 @@ impl Link {
             (Expects::List, Outcome::Ok, _) => {
                 for listed in ended.listed() {
                     let sid = Sid::new(listed.sid);
-                    if !self.open.contains(&sid) {
-                        self.opened(sid, None, notes);
+                    // It counts on from where it was, if it was there before.
+                    if !self.open.contains(&sid) && !self.ends_early(sid, notes) {
+                        self.open.insert(sid);
                     }
                 }
             }
@@ -382,13 +383,18 @@ impl Link {
 
     /// A sid is ours from now on, unless it ended before we knew.
     fn opened(&mut self, sid: Sid, seq: Option<Seq>, notes: &mut Vec<Note>) {
-        if let Some(early) = self.ended_early.iter().position(|&(early, _)| early == sid) {
-            let (sid, code) = self.ended_early.swap_remove(early);
-            notes.push(Note::SubscriptionEnded { sid, code });
-            return;
+        if !self.ends_early(sid, notes) {
+            self.sequences.open(sid, seq);
+            self.open.insert(sid);
         }
-        self.sequences.open(sid, seq);
-        self.open.insert(sid);
+    }
+
+    /// Whether a sid that is acknowledged has ended before; that is told now.
+    fn ends_early(&mut self, sid: Sid, notes: &mut Vec<Note>) -> bool {
+        let early = self.ended_early.iter().position(|&(early, _)| early == sid);
+        let early = early.map(|index| self.ended_early.swap_remove(index));
+        notes.extend(early.map(|(sid, code)| Note::SubscriptionEnded { sid, code }));
+        early.is_some()
     }
 
     fn renew(&mut self, sid: Sid, code: Option<ExchangeCode>, notes: &mut Vec<Note>) {

@@ -261,3 +261,17 @@ fn e3_a_late_subscribed_does_not_restart_the_count_of_a_sid_that_has_ended_since
     assert_eq!((gaps, world.counters.sequence_gaps.total()), (0, 0));
     assert!(told(&world).contains(&Told::Late(1, Outcome::Ok)));
 }
+
+#[test]
+fn e3_a_sid_that_is_listed_after_its_end_counts_on() {
+    let mut world = World::new(100);
+    let peer = world.adopt(BOOK, 1, Vec::new(), 0.0);
+    world.subscribe(0.0);
+    world.give(BOOK, &peer, vec![Chunk::Bytes([ok(1, 1), delta(2)].concat())], 1.0);
+    world.give(BOOK, &peer, vec![Chunk::Bytes(error(1, 25))], 2.0);
+    world.ask(Ask::List, 3.0);
+    let listed = text(r#"{"type":"ok","id":2,"msg":[{"channel":"orderbook_delta","sid":1}]}"#);
+    let last = text(r#"{"type":"unsubscribed","id":9,"sid":1,"seq":3}"#);
+    world.give(BOOK, &peer, vec![Chunk::Bytes([listed, last].concat())], 4.0);
+    assert_eq!(world.counters.sequence_gaps.total(), 0, "nothing is missing");
+}
