@@ -234,18 +234,21 @@ impl Engine {
         self.wakes[party].store(true, Ordering::Relaxed);
     }
 
-    /// One turn of one party.
+    /// One turn of one party. `overlaps`: what others send it comes when it has just looked.
     pub(super) fn step(
         &mut self,
         party: usize,
         stamp: Stamp,
+        overlaps: bool,
         witness: &mut impl Witness,
     ) -> Result<Next, String> {
         let now: Instant = stamp.mono;
         match party {
             CONDUCTOR => {
-                self.dialed.pass(usize::MAX, |dialed| witness.dialed(dialed))?;
-                self.reports.pass(TAKEN_PER_STEP, |report| witness.report(report))?;
+                if !overlaps {
+                    self.dialed.pass(usize::MAX, |dialed| witness.dialed(dialed))?;
+                    self.reports.pass(TAKEN_PER_STEP, |report| witness.report(report))?;
+                }
                 let next = self.conductor.step(now);
                 self.dials.pass(usize::MAX, |dial| witness.dial(dial))?;
                 let left = self.reports.waiting() > 0;
@@ -258,7 +261,11 @@ impl Engine {
             shard => {
                 let (hatch, shard) =
                     (&self.orders[shard - SHARDS], &mut self.shards[shard - SHARDS]);
-                hatch.pass(usize::MAX, |order| witness.order(order))?;
+                if overlaps && hatch.waiting() > 0 {
+                    self.wakes[party].store(true, Ordering::Relaxed);
+                } else {
+                    hatch.pass(usize::MAX, |order| witness.order(order))?;
+                }
                 shard.wait(None).map_err(|error| error.to_string())?;
                 Ok(shard.step(now))
             }

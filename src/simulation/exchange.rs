@@ -444,7 +444,10 @@ impl Exchange {
             return;
         }
         self.put(link, (sid, Some(seq)), text.clone(), network);
-        if let Some((sid, seq, text)) = self.sessions[link].swapped.take() {
+        // What is held back of a subscription that has ended since never comes.
+        if let Some((sid, seq, text)) = self.sessions[link].swapped.take()
+            && self.sessions[link].peer.subscriptions.contains_key(&sid)
+        {
             self.put(link, (sid, Some(seq)), text, network);
         }
         self.again(link, sid, (seq, text), network);

@@ -98,6 +98,10 @@ faults! {
     Terminated = 300;
     /// Our bytes are not taken for a while.
     WriteBlocked = 300;
+    /// A thread's next turn comes late.
+    TurnDelayed = 60;
+    /// Orders come when a thread has just looked for them, and wait for its next turn.
+    TurnOverlaps = 500;
     /// A thread is not scheduled for a while.
     ThreadPaused = 400;
     /// The process is stopped for up to a minute.

@@ -69,8 +69,10 @@ impl World {
                 self.host.registry_asleep_until = self.now() + self.between_ms(100, 8_000);
             }
             Fault::ExchangeStalls => {
-                let until = self.now() + self.between_ms(100, 9_000);
-                self.exchange.stalled_until = self.exchange.stalled_until.max(until);
+                // Never longer than first said: what waits would change places.
+                if self.exchange.stalled_until <= self.now() {
+                    self.exchange.stalled_until = self.now() + self.between_ms(100, 9_000);
+                }
             }
             Fault::MarketChurn => {
                 let all = self.settings.pool.orderbook * 8;

@@ -167,7 +167,8 @@ impl World {
     fn turn(&mut self, party: usize) -> Result<(), String> {
         let now = self.now();
         let stamp = self.network.borrow().clock.stamp();
-        let next = self.engine.step(party, stamp, &mut self.watch)?;
+        let overlaps = self.network.borrow_mut().faults.strikes(Fault::TurnOverlaps);
+        let next = self.engine.step(party, stamp, overlaps, &mut self.watch)?;
         self.due[party] = match next {
             Next::Now => Some(now + Duration::from_micros(20)),
             Next::At(at) => at.map(|at| self.network.borrow().clock.since_start(at)),
@@ -180,6 +181,12 @@ impl World {
         self.check_deadline(party, next)?;
         if party >= SHARDS && next != Next::Now {
             self.check_unread(party)?;
+        }
+        let network = &mut *self.network.borrow_mut();
+        if network.faults.strikes(Fault::TurnDelayed) {
+            let most = if network.faults.below(4) == 0 { 2_000 } else { 30 };
+            let until = now + network.faults.between_ms(1, most);
+            self.asleep_until[party] = self.asleep_until[party].max(until);
         }
         self.due[party] = self.due[party].map(|due| due.max(self.asleep_until[party]).max(now));
         Ok(())
