@@ -169,6 +169,9 @@ impl Exchange {
             self.sessions[link].pinged = Some(network.now());
         }
         self.say(link, bytes, None, network);
+        if network.faults.strikes(Fault::UpgradeInVain) {
+            return self.end(link, Part::Reset, network);
+        }
         let first = network.faults.between_ms(0, 4_000);
         network.later(first, Event::Pings { link });
         network.later(self.interval, Event::Sends { link });
@@ -308,6 +311,9 @@ impl Exchange {
         }
         if network.faults.strikes(Fault::ReplyStray) {
             self.reply(link, json!({"type": "ok", "id": 9_999_999, "msg": {}}), network);
+        }
+        if network.faults.strikes(Fault::ResetAfterReply) {
+            return self.end(link, Part::Reset, network);
         }
         for (sid, market) in added {
             if !network.faults.strikes(Fault::BookWithheld) {

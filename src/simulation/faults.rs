@@ -42,6 +42,8 @@ faults! {
     UpgradeCut = 200;
     /// The first frames come with the 101.
     UpgradeGlued = 1000;
+    /// The end right behind the 101.
+    UpgradeInVain = 200;
     /// What is sent arrives in pieces.
     Sliced = 700;
     /// What is sent takes its time.
@@ -98,6 +100,10 @@ faults! {
     Terminated = 300;
     /// Our bytes are not taken for a while.
     WriteBlocked = 300;
+    /// A reset right behind a reply.
+    ResetAfterReply = 150;
+    /// A shard that has just lost a connection is not scheduled for a while.
+    PausedAtLoss = 600;
     /// A thread's next turn comes late.
     TurnDelayed = 60;
     /// Orders come when a thread has just looked for them, and wait for its next turn.

@@ -31,6 +31,9 @@ pub(super) struct Watch {
     pub(super) halted: BTreeSet<ConnId>,
     pub(super) commands: BTreeMap<(ConnId, Epoch, u64), Fate>,
     pub(super) adopted: BTreeMap<ConnId, Epoch>,
+    /// The epochs the conductor knows to be up, and outcomes of earlier ones that came after.
+    pub(super) awaited: BTreeMap<ConnId, Epoch>,
+    pub(super) stale: u64,
     /// What passed, for the trace.
     pub(super) told: Vec<String>,
     /// Sockets that filled a place since this was last looked at.
@@ -111,7 +114,10 @@ impl Witness for Watch {
 
     fn dialed(&mut self, dialed: &Dialed<SimLink>) -> Result<(), String> {
         let (conn, epoch) = match dialed {
-            Dialed::Up { adoption, .. } => (adoption.conn, adoption.epoch),
+            Dialed::Up { adoption, .. } => {
+                self.awaited.insert(adoption.conn, adoption.epoch);
+                (adoption.conn, adoption.epoch)
+            }
             Dialed::Failed { conn, epoch, cause } => {
                 self.told.push(format!("{conn}/{epoch} failed: {cause}"));
                 (*conn, *epoch)
@@ -153,6 +159,7 @@ impl Witness for Watch {
         match report {
             Report::Ended { conn, epoch, ended } => {
                 self.told.push(format!("{conn}/{epoch}: {} {:?}", ended.id, ended.outcome));
+                self.stale += u64::from(self.awaited.get(conn).is_some_and(|up| up > epoch));
                 let fate = self.commands.get_mut(&(*conn, *epoch, ended.id.number()));
                 match fate.map(|fate| fate.replace(ended.outcome)) {
                     None => Err(format!("I4: an outcome of nothing: {report:?}")),

@@ -152,6 +152,11 @@ impl Network {
         answered || self.ready.get(waiter).is_some_and(|ready| !ready.is_empty())
     }
 
+    /// Whether the engine has just dropped a link.
+    pub(super) fn has_dropped(&self) -> bool {
+        !self.gone.1.is_empty()
+    }
+
     /// Links the engine dropped are closed.
     pub(super) fn close_dropped(&mut self) {
         while let Ok(link) = self.gone.1.try_recv() {

@@ -22,6 +22,7 @@ struct Story {
     took: Duration,
     totals: Totals,
     faults: Vec<u64>,
+    stale: u64,
 }
 
 /// A whole life: faults, then peace, then the end; some end amid the faults.
@@ -70,6 +71,7 @@ fn run(seed: u64) -> Result<Story, String> {
         took: network.now(),
         totals: world.exchange.ledger.totals,
         faults: network.faults.counts.clone(),
+        stale: world.watch.stale,
     })
 }
 
@@ -99,12 +101,13 @@ fn any_seed_keeps_the_invariants() {
     let seeds = seeds();
     let mut faults = vec![0; Fault::ALL.len()];
     let (mut totals, mut steps, mut time) = (Totals::default(), 0, Duration::ZERO);
-    let mut failed = Vec::new();
+    let (mut failed, mut stale) = (Vec::new(), 0);
     for &seed in &seeds {
         match run(seed) {
             Ok(story) => {
                 faults.iter_mut().zip(&story.faults).for_each(|(sum, count)| *sum += count);
                 totals.add(&story.totals);
+                stale += story.stale;
                 (steps, time) = (steps + story.steps, time + story.took);
             }
             Err(problem) => {
@@ -119,7 +122,7 @@ fn any_seed_keeps_the_invariants() {
         seeds.len(),
         time.as_secs_f64() / 3_600.0
     );
-    println!("{totals:?}");
+    println!("{totals:?}, {stale} outcomes of an epoch that was over");
     for (fault, count) in Fault::ALL.iter().zip(&faults) {
         println!("{count:>8} {fault:?}");
     }

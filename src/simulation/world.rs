@@ -182,14 +182,24 @@ impl World {
         if party >= SHARDS && next != Next::Now {
             self.check_unread(party)?;
         }
-        let network = &mut *self.network.borrow_mut();
-        if network.faults.strikes(Fault::TurnDelayed) {
-            let most = if network.faults.below(4) == 0 { 2_000 } else { 30 };
-            let until = now + network.faults.between_ms(1, most);
-            self.asleep_until[party] = self.asleep_until[party].max(until);
-        }
+        self.delay(party);
         self.due[party] = self.due[party].map(|due| due.max(self.asleep_until[party]).max(now));
         Ok(())
+    }
+
+    /// The party's next turn may come late.
+    fn delay(&mut self, party: usize) {
+        let network = &mut *self.network.borrow_mut();
+        let lost = party >= SHARDS && network.has_dropped();
+        let most = if lost && network.faults.strikes(Fault::PausedAtLoss) {
+            4_000
+        } else if network.faults.strikes(Fault::TurnDelayed) {
+            [30, 30, 30, 2_000][network.faults.below(4)]
+        } else {
+            return;
+        };
+        let until = network.now() + network.faults.between_ms(1, most);
+        self.asleep_until[party] = self.asleep_until[party].max(until);
     }
 
     /// Goes through what a turn brought.
