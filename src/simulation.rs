@@ -16,6 +16,7 @@ mod ledger;
 mod mishap;
 mod network;
 pub(crate) mod peer;
+mod rows;
 mod seeds;
 mod trace;
 mod wire;

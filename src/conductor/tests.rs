@@ -6,6 +6,7 @@ use std::collections::VecDeque;
 use crossbeam_channel::bounded;
 
 use super::*;
+use crate::command::{Ended, Outcome};
 use crate::config::Config;
 use crate::mailbox::Adoption;
 use crate::pool::PoolLayout;
@@ -355,4 +356,28 @@ fn an_attempt_the_connector_never_answers_is_given_up_a_second_after_its_time() 
     let failed =
         |event: &Event| matches!(event, Event::AttemptFailed { cause: Cause::Local { .. }, .. });
     assert_eq!(world.seen(failed), 150);
+}
+
+#[test]
+fn i7_an_outcome_of_an_earlier_epoch_ends_nothing_in_this_one() {
+    let mut world = World::new();
+    world.run(seconds(60), |_, _| Ok(()));
+    let conn = ConnId::new(7);
+    let ended = |outcome, sid| Ended {
+        id: crate::ids::CommandId::new(1),
+        expects: crate::request::Expects::Subscription,
+        outcome,
+        sid,
+        detail: None,
+    };
+    world.conductor.parts.subscriptions.want("M", 0, world.now);
+    world.run(seconds(1), |_, _| Ok(()));
+    world.lose(&Cause::Reset, |_| true);
+    world.run(seconds(60), |_, _| Ok(()));
+    let (lost, sid) = (ended(Outcome::ConnectionLost, None), Some(crate::ids::Sid::new(1)));
+    world.reports.send(Report::Ended { conn, epoch: Epoch::new(1), ended: lost }).unwrap();
+    let done = ended(Outcome::Ok, sid);
+    world.reports.send(Report::Ended { conn, epoch: Epoch::new(2), ended: done }).unwrap();
+    world.run(seconds(1), |_, _| Ok(()));
+    assert_eq!(world.counters.control.markets.total(), 1, "the market is confirmed");
 }

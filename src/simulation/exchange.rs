@@ -55,8 +55,8 @@ pub(super) struct Exchange {
     /// Messages at a time, at most, and the time between.
     pub(super) burst: usize,
     pub(super) interval: Duration,
-    /// Pings nobody answered.
-    pub(super) unanswered: Vec<(usize, Duration)>,
+    /// Whether it sends pings.
+    pub(super) pings: bool,
     numbered: u64,
 }
 
@@ -69,7 +69,7 @@ impl Exchange {
             stalled_until: Duration::ZERO,
             burst,
             interval,
-            unanswered: Vec::new(),
+            pings: true,
             numbered: 0,
         }
     }
@@ -233,11 +233,10 @@ impl Exchange {
     }
 
     pub(super) fn ping(&mut self, link: usize, network: &mut Network) {
-        if !self.is_open(link) {
+        if !self.is_open(link) || !self.pings {
             return;
         }
-        if let Some(since) = self.sessions[link].pinged {
-            self.unanswered.push((link, since));
+        if self.sessions[link].pinged.is_some() {
             return self.end(link, Part::Fin, network);
         }
         self.sessions[link].pinged = Some(network.now());

@@ -149,6 +149,11 @@ impl Faults {
         Self { rates, ..Self::none(random) }
     }
 
+    /// How often it strikes from now on, in a thousand chances.
+    pub(super) fn set(&mut self, fault: Fault, per_mille: u32) {
+        *self.rate(fault) = per_mille;
+    }
+
     fn rate(&mut self, fault: Fault) -> &mut u32 {
         let index = Fault::ALL.iter().position(|&other| other == fault).unwrap();
         &mut self.rates[index]

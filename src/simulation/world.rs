@@ -24,8 +24,6 @@ use crate::timer::Next;
 const LOOK: Duration = Duration::from_millis(250);
 /// Turns at one time before that is called a loop without end.
 const TURNS_MAX: u32 = 20_000;
-/// A connection's own deadline is never further away than this.
-const DEADLINE_MAX: Duration = Duration::from_secs(16);
 
 pub(super) struct World {
     pub(super) network: Rc<RefCell<Network>>,
@@ -244,7 +242,10 @@ impl World {
             CONNECTOR => !self.watch.dialing.is_empty(),
             shard => self.watch.live.keys().any(|&conn| self.shard_of(conn) == shard),
         };
-        let late = at.is_none_or(|at| at > self.now() + DEADLINE_MAX);
+        // The longest wait of all, and the answer to a ping.
+        let config = &self.settings.config;
+        let most = config.reconnect_max.max(config.ping_idle) + config.connect_timeout;
+        let late = at.is_none_or(|at| at > self.now() + most);
         match needs && late && !self.engine.is_in_transit() {
             true => Err(format!("I3: party {party} waits until {at:?}")),
             false => Ok(()),
@@ -432,6 +433,10 @@ impl World {
             let session = &self.exchange.sessions[*link];
             if session.phase != Phase::Open || self.network.borrow().sockets[*link].severed {
                 return Err(format!("I3: {conn} ({role}) is open at one end only"));
+            }
+            let asked = session.pinged.is_some_and(|since| since + LOOK * 4 < self.now());
+            if asked {
+                return Err(format!("I3: {conn} ({role}) owes an answer to a ping"));
             }
             let channel = role.channel();
             let open = session.peer.subscriptions.values().any(|sub| sub.channel == channel);
