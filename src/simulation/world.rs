@@ -177,10 +177,11 @@ impl World {
         };
         self.settle_turn()?;
         self.check_deadline(party, next)?;
+        self.delay(party);
+        self.network.borrow_mut().close_dropped();
         if party >= SHARDS && next != Next::Now {
             self.check_unread(party)?;
         }
-        self.delay(party);
         self.due[party] = self.due[party].map(|due| due.max(self.asleep_until[party]).max(now));
         Ok(())
     }
@@ -264,6 +265,7 @@ impl World {
             let shard = &self.engine.shards[party - SHARDS];
             if self.shard_of(conn) == party
                 && left > 0
+                && network.sockets[link].open
                 && !network.is_ready(party)
                 && !shard.holds(conn)
                 && !self.done[party]
