@@ -428,7 +428,11 @@ impl Exchange {
         self.numbered += 1;
         let (number, ts_ms) = (self.numbered, unix_ms(network.clock.exchange_wall()));
         let id = id.map(|id| format!("\"id\":{id},")).unwrap_or_default();
-        let msg = format!("{{\"market_ticker\":\"{market}\",\"n\":{number},\"ts_ms\":{ts_ms}}}");
+        let large = network.faults.strikes(Fault::Large);
+        let more = "x".repeat(if large { network.faults.below(12_000) } else { 0 });
+        let msg = format!(
+            "{{\"market_ticker\":\"{market}\",\"n\":{number},\"x\":\"{more}\",\"ts_ms\":{ts_ms}}}"
+        );
         if kind == "ticker" {
             let text = format!("{{\"type\":\"ticker\",\"sid\":{sid},\"msg\":{msg}}}\n");
             if network.faults.strikes(Fault::Withheld) {
@@ -484,7 +488,11 @@ impl Exchange {
         text: Vec<u8>,
         network: &mut Network,
     ) {
-        let frame = wire::frame(TEXT, &text);
+        let frame = if network.faults.strikes(Fault::Fragmented) {
+            wire::fragments(&text, network.faults.below(text.len()))
+        } else {
+            wire::frame(TEXT, &text)
+        };
         let slip = Slip { sid, seq, data: Some(text), end: 0 };
         self.say(link, frame, Some(slip), network);
     }

@@ -44,6 +44,10 @@ faults! {
     UpgradeGlued = 1000;
     /// The end right behind the 101.
     UpgradeInVain = 200;
+    /// A message of several kilobytes.
+    Large = 30;
+    /// A message in several frames, a ping between them.
+    Fragmented = 100;
     /// What is sent arrives in pieces.
     Sliced = 700;
     /// What is sent takes its time.

@@ -86,6 +86,8 @@ pub(super) struct Socket {
     /// Bytes that came to our end, and bytes the engine read.
     pub(super) arrived: u64,
     pub(super) read: u64,
+    /// Reads since this was last set to none.
+    reads: usize,
     /// How it ended, once that is known at our end.
     ending: Option<Part>,
     /// The engine still has its end.
@@ -155,6 +157,13 @@ impl Network {
     /// Whether the engine has just dropped a link.
     pub(super) fn has_dropped(&self) -> bool {
         !self.gone.1.is_empty()
+    }
+
+    /// How often this one has read of the link since this was last asked.
+    pub(super) fn take_reads(&mut self, link: usize, waiter: usize) -> usize {
+        let socket = &mut self.sockets[link];
+        let own = socket.watch.is_some_and(|(watcher, _)| watcher == waiter);
+        if own { std::mem::take(&mut socket.reads) } else { 0 }
     }
 
     /// Links the engine dropped are closed.
@@ -287,6 +296,7 @@ impl Transport for SimNet {
             inbox: Vec::new(),
             arrived: 0,
             read: 0,
+            reads: 0,
             ending: None,
             open: true,
             window: None,
@@ -307,7 +317,8 @@ impl Transport for SimNet {
 
     fn register(&mut self, link: &mut SimLink, token: usize) -> Result<(), Cause> {
         // What is there already makes no event: whoever takes it over must look.
-        self.network.borrow_mut().sockets[link.link].watch = Some((self.waiter, token));
+        let socket = &mut self.network.borrow_mut().sockets[link.link];
+        (socket.watch, socket.reads) = (Some((self.waiter, token)), 0);
         Ok(())
     }
 
@@ -337,6 +348,7 @@ impl Transport for SimNet {
         let network = &mut *self.network.borrow_mut();
         let (at, most) = (network.clock.stamp(), network.read_bytes);
         let socket = &mut network.sockets[link.link];
+        socket.reads += 1;
         if socket.inbox.is_empty() {
             return match socket.ending {
                 None => Ok(Received::Blocked),

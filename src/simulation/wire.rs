@@ -19,6 +19,14 @@ pub(super) fn frame(opcode: u8, payload: &[u8]) -> Vec<u8> {
     bytes
 }
 
+/// A text in two frames, with a ping between them.
+pub(super) fn fragments(payload: &[u8], at: usize) -> Vec<u8> {
+    let (front, rest) = payload.split_at(at.min(payload.len()));
+    let mut first = frame(TEXT, front);
+    first[0] &= 0x7F;
+    [first, frame(PING, b"between"), frame(0, rest)].concat()
+}
+
 /// Takes the first whole frame off what a client sent: its opcode and its payload. A frame that is
 /// not masked, or not whole as a message, is a fault of the client.
 pub(super) fn take(bytes: &mut Vec<u8>) -> Option<(u8, Vec<u8>)> {

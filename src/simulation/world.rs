@@ -167,6 +167,9 @@ impl World {
         let stamp = self.network.borrow().clock.stamp();
         let overlaps = self.network.borrow_mut().faults.strikes(Fault::TurnOverlaps);
         let next = self.engine.step(party, stamp, overlaps, &mut self.watch)?;
+        if party >= SHARDS {
+            self.check_budget(party)?;
+        }
         self.due[party] = match next {
             Next::Now => Some(now + Duration::from_micros(20)),
             Next::At(at) => at.map(|at| self.network.borrow().clock.since_start(at)),
@@ -255,6 +258,17 @@ impl World {
 
     fn shard_of(&self, conn: ConnId) -> usize {
         SHARDS + crate::pool::shard_of(conn, self.settings.shards)
+    }
+
+    /// I12: no connection has more reads in a turn than its budget.
+    fn check_budget(&self, party: usize) -> Result<(), String> {
+        for (&conn, &(_, link)) in &self.watch.live {
+            let reads = self.network.borrow_mut().take_reads(link, party);
+            if reads > self.settings.config.turn_budget {
+                return Err(format!("I12: {conn} has {reads} reads in a turn"));
+            }
+        }
+        Ok(())
     }
 
     /// A shard that goes to sleep leaves nothing unread that no edge will tell of.
