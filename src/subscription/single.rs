@@ -109,8 +109,19 @@ impl Subscriptions {
         }
         match (flight.ask, flight.markets.first(), ended.sid) {
             (Ask::Subscribe, Some(&slot), Some(sid)) => {
-                self.adopt(conn, slot, sid);
-                self.learn(slot, Observed::Present);
+                let was = self.directory.get(slot).map(|market| market.observed);
+                let Some(member) = self.member(conn) else { return };
+                let newer = member.named_after(flight.id).contains(&slot);
+                if was == Some(Observed::Unknown) && !newer {
+                    self.adopt(conn, slot, sid);
+                    return self.learn(slot, Observed::Present);
+                }
+                // Overtaken, perhaps ended since: the exchange is asked.
+                member.own.unsure = true;
+                if was != Some(Observed::Present) {
+                    self.adopt(conn, slot, sid);
+                    self.learn(slot, Observed::Unknown);
+                }
             }
             (Ask::Unsubscribe(sid), _, _) => self.dismiss(conn, sid, false),
             _ => {}

@@ -374,3 +374,19 @@ fn legacy_a_late_reply_tells_whose_the_sid_is() {
     world.quiesce();
     world.check_settled();
 }
+
+#[test]
+fn legacy_an_overtaken_reply_names_a_sid_that_may_be_over() {
+    let mut world = World::new(settings(Dialect::Legacy));
+    world.up(1);
+    world.want(0, 0);
+    world.pump();
+    world.peers[1].take(Fate::Carried);
+    let overtaken = world.peers[1].outbox.pop_front().unwrap();
+    world.pass(6);
+    world.flow();
+    world.peers[1].outbox.push_back(overtaken);
+    world.deliver(1);
+    world.quiesce();
+    world.check_settled();
+}
