@@ -17,6 +17,7 @@ use crate::conductor::{Conductor, ConductorParts};
 use crate::config::{Config, ConfigBuilder};
 use crate::connector::{Connector, ConnectorParts, Dial, Dialed};
 use crate::delivery::Delivery;
+use crate::dialect::Dialect;
 use crate::endpoint::Endpoint;
 use crate::event::Event;
 use crate::ids::{ShardId, Ticker};
@@ -115,7 +116,10 @@ impl Settings {
             outgoing_bytes_max: 1 << 16,
             subscribe_timeout: config.subscribe_timeout,
             keep_responses: false,
-            single_sids: 0,
+            single_sids: match config.dialect {
+                Dialect::Live => 0,
+                Dialect::Legacy => config.markets_per_connection * 2,
+            },
             ping_idle: config.ping_idle,
             pong_timeout: config.pong_timeout,
             write_timeout: config.write_timeout,

@@ -49,8 +49,7 @@ pub(super) struct Session {
 pub(super) struct Exchange {
     pub(super) sessions: Vec<Session>,
     pub(super) ledger: Ledger,
-    /// Of one subscription.
-    pub(super) limit: usize,
+    pub(super) dialect: Dialect,
     pub(super) stalled_until: Duration,
     /// Messages at a time, at most, and the time between.
     pub(super) burst: usize,
@@ -61,11 +60,11 @@ pub(super) struct Exchange {
 }
 
 impl Exchange {
-    pub(super) fn new(limit: usize, burst: usize, interval: Duration) -> Self {
+    pub(super) fn new(dialect: Dialect, burst: usize, interval: Duration) -> Self {
         Self {
             sessions: Vec::new(),
             ledger: Ledger::default(),
-            limit,
+            dialect,
             stalled_until: Duration::ZERO,
             burst,
             interval,
@@ -80,7 +79,7 @@ impl Exchange {
             self.sessions.push(Session {
                 phase: Phase::Upgrading,
                 inbound: Vec::new(),
-                peer: Peer::new(Dialect::Live, self.limit),
+                peer: Peer::new(self.dialect, usize::MAX),
                 seqs: BTreeMap::new(),
                 recent: BTreeMap::new(),
                 swapped: None,
@@ -293,7 +292,13 @@ impl Exchange {
         act: impl FnOnce(&mut Peer),
     ) {
         let before = self.streams(link);
+        let sids: Vec<u64> = self.sessions[link].peer.subscriptions.keys().copied().collect();
         act(&mut self.sessions[link].peer);
+        for sid in sids {
+            if !self.sessions[link].peer.subscriptions.contains_key(&sid) {
+                self.ledger.ended(link, sid);
+            }
+        }
         let added: Vec<_> = self.streams(link).difference(&before).cloned().collect();
         let replies = std::mem::take(&mut self.sessions[link].peer.outbox);
         let books = command["params"]["action"] == "get_snapshot";

@@ -35,6 +35,8 @@ struct Account {
     begun: BTreeSet<u64>,
     /// Sids the exchange ended of its own accord.
     over: BTreeSet<u64>,
+    /// Sids that were unsubscribed.
+    ended: BTreeSet<u64>,
 }
 
 /// What a place in the pool owes its host.
@@ -123,6 +125,10 @@ impl Ledger {
         self.account(link).over.insert(sid);
     }
 
+    pub(super) fn ended(&mut self, link: usize, sid: u64) {
+        self.account(link).ended.insert(sid);
+    }
+
     /// Which place the socket fills.
     pub(super) fn up(&mut self, link: usize, conn: ConnId, epoch: Epoch) {
         self.account(link).place = Some((conn, epoch));
@@ -160,7 +166,9 @@ impl Ledger {
             let owed = || self.debts[&conn].owed.get(&(epoch, slip.sid)).copied().unwrap_or(0);
             if same
                 && account.class(&slip) == class
-                && (class == Class::Fresh || owed() == message.gap_size)
+                && (class == Class::Fresh
+                    || owed() == message.gap_size
+                    || account.over.contains(&slip.sid))
             {
                 return self.take(link, &slip, message);
             }
@@ -213,11 +221,19 @@ impl Ledger {
         }
         match told.checked_sub(owed) {
             Some(0) => Ok(()),
-            Some(more) if is_first => {
+            Some(more) if is_first || restarted => {
                 let old = |&(epoch, sid): &(Epoch, u64)| {
-                    epoch < message.epoch || account.over.contains(&sid) || sid < slip.sid
+                    let ended = account.over.contains(&sid) || account.ended.contains(&sid);
+                    epoch < message.epoch || ended
                 };
-                debt.settle(more, old).map_err(|left| format!("a false gap of {left}"))
+                // First those of which nothing more is to come.
+                let coming: BTreeSet<u64> = account.slips.iter().map(|slip| slip.sid).collect();
+                let quiet = |key: &(Epoch, u64)| {
+                    old(key) && (key.0 < message.epoch || !coming.contains(&key.1))
+                };
+                let rest = debt.settle(more, quiet);
+                let rest = debt.settle(rest, old);
+                if rest == 0 { Ok(()) } else { Err(format!("a false gap of {rest}")) }
             }
             _ => Err(format!("should tell of {owed}")),
         }
@@ -264,13 +280,13 @@ impl Ledger {
 }
 
 impl Debt {
-    /// Takes so much off what old subscriptions owe; an error is what is too much.
-    fn settle(&mut self, mut much: u64, old: impl Fn(&(Epoch, u64)) -> bool) -> Result<(), u64> {
-        for (_, owed) in self.owed.iter_mut().filter(|(key, _)| old(key)) {
+    /// Takes so much off what such subscriptions owe, and says what is too much.
+    fn settle(&mut self, mut much: u64, such: impl Fn(&(Epoch, u64)) -> bool) -> u64 {
+        for (_, owed) in self.owed.iter_mut().filter(|(key, _)| such(key)) {
             let part = much.min(*owed);
             *owed -= part;
             much -= part;
         }
-        if much == 0 { Ok(()) } else { Err(much) }
+        much
     }
 }

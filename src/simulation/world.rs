@@ -12,6 +12,7 @@ use super::faults::{Fault, Faults};
 use super::host::Host;
 use super::invariants::Watch;
 use super::network::{CONNECTOR, Event, Network};
+use crate::dialect::Dialect;
 use crate::error::Cause;
 use crate::event::Event as Told;
 use crate::ids::{ConnId, Role, widen};
@@ -58,7 +59,7 @@ impl World {
             Watch { connect_interval: settings.config.connect_interval, ..Watch::default() };
         network.borrow_mut().later(LOOK, Event::Looks);
         Self {
-            exchange: Exchange::new(usize::MAX, 3, Duration::from_millis(400)),
+            exchange: Exchange::new(settings.config.dialect, 3, Duration::from_millis(400)),
             network,
             engine,
             watch,
@@ -88,6 +89,7 @@ impl World {
         config.message_buffer = [8, 40, 400][random.usize(0..3)];
         config.migrate_after = random.bool().then(|| Duration::from_secs(3));
         config.silent_reconnect = random.u8(0..4) == 0;
+        config.dialect = [Dialect::Live, Dialect::Live, Dialect::Legacy][random.usize(0..3)];
         let markets = random.u16(1..=pool.orderbook * 8);
         let mut world = Self::new(settings, Faults::drawn(random.fork()), markets);
         world.network.borrow_mut().read_bytes = [64, 300, 4_096][random.usize(0..3)];
@@ -454,7 +456,7 @@ impl World {
             if asked {
                 return Err(format!("I3: {conn} ({role}) owes an answer to a ping"));
             }
-            let channel = role.channel();
+            let channel = self.settings.config.dialect.channel(role);
             let open = session.peer.subscriptions.values().any(|sub| sub.channel == channel);
             if role.is_global() && !open {
                 return Err(format!("I3: {conn} ({role}) is not subscribed"));
