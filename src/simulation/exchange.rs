@@ -410,6 +410,10 @@ impl Exchange {
             .map(|(&sid, sub)| (sid, sub.channel.clone(), sub.markets.iter().cloned().collect()))
             .collect();
         for (sid, channel, markets) in all {
+            // It was told to be over: nothing more comes of it, though its number is taken.
+            if self.ledger.is_over(link, sid) {
+                continue;
+            }
             for _ in 0..network.faults.below(self.burst + 1) {
                 let market = match (channel.as_str(), markets.as_slice()) {
                     ("orderbook_delta", []) => break,

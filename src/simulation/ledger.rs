@@ -125,6 +125,10 @@ impl Ledger {
         self.account(link).over.insert(sid);
     }
 
+    pub(super) fn is_over(&self, link: usize, sid: u64) -> bool {
+        self.accounts.get(link).is_some_and(|account| account.over.contains(&sid))
+    }
+
     pub(super) fn ended(&mut self, link: usize, sid: u64) {
         self.account(link).ended.insert(sid);
     }
