@@ -95,6 +95,8 @@ impl Figures {
             json!(round(per_second("floor") / per_second("kalshi_feed"), 2));
         for name in CLIENTS {
             object[format!("{name}_ns")] = json!(round(self.ns(name), 1));
+            object[format!("{name}_consumer_ns")] =
+                json!(round(self.median(name, |o| o.consumer.as_nanos() as f64 / o.messages), 1));
             object[format!("{name}_best_ns")] = json!(round(self.best(name), 1));
             let rate = self.median(name, Outcome::rate);
             object[format!("{name}_per_second")] = json!(rate.round());

@@ -1,6 +1,8 @@
 //! A message, owned or lent, and the batch it travels in: what one socket read gave. Passive:
 //! shapes and views, no queue and no decision.
 
+use std::ops::Range;
+
 use bytes::Bytes;
 use serde::Serialize;
 
@@ -96,6 +98,13 @@ pub(crate) struct Buffer {
 }
 
 impl Entry {
+    /// The message at `range` that follows the last one of its sid.
+    #[inline]
+    pub(crate) fn next(range: Range<usize>, sid: Sid, seq: Seq) -> Self {
+        let (Range { start, end }, sid, seq) = (range, Some(sid), Some(seq));
+        Self { start, end, sid, seq, gap_size: 0, continuity: Continuity::Next }
+    }
+
     /// What goes back to the sequence if the message is not handed over.
     pub(crate) fn mark(&self) -> Mark {
         Mark { continuity: self.continuity, gap_size: self.gap_size }

@@ -69,43 +69,24 @@ impl Envelope {
     }
 }
 
-/// The expected shape: `{"type":"…","id":n,"sid":n,"seq":n,"msg":…}` with any of the numbers
-/// missing, no white space, no escapes, and `msg` last. `None` at the first surprise.
+/// The expected shape: `{"type":"…","sid":n,"seq":n,"msg":{…}}`, the number missing on tickers, no
+/// white space, no escapes, and `msg` last. `None` at the first surprise.
 #[inline]
 fn scan(frame: &[u8]) -> Option<Envelope> {
-    let rest = frame.strip_prefix(b"{\"type\":\"")?;
-    let (kind, mut rest) = kind(rest)?;
-    let mut envelope = Envelope { kind, sid: None, seq: None, id: None };
-    loop {
-        if let Some(after) = rest.strip_prefix(b",\"sid\":") {
-            if envelope.sid.is_some() {
-                return None;
-            }
-            let (number, after) = digits(after)?;
-            envelope.sid = Some(Sid::new(number));
-            rest = after;
-        } else if let Some(after) = rest.strip_prefix(b",\"seq\":") {
-            if envelope.seq.is_some() {
-                return None;
-            }
-            let (number, after) = digits(after)?;
-            envelope.seq = Some(Seq::new(number));
-            rest = after;
-        } else if rest.starts_with(b",\"msg\":{") {
-            break;
-        } else {
-            // An `id`, another key, or the end: rare frames, read in full.
-            return None;
-        }
-    }
+    let (kind, rest) = kind(frame.strip_prefix(b"{\"type\":\"")?)?;
+    let (sid, rest) = digits(rest.strip_prefix(b",\"sid\":")?)?;
     // Only complete when nothing was left for after `msg`: the sequenced types without their
-    // numbers, and objects that go on after `msg`, are read in full.
-    let complete = match envelope.kind {
-        Kind::Known | Kind::Book => envelope.sid.is_some() && envelope.seq.is_some(),
-        Kind::Ticker => envelope.sid.is_some() && envelope.seq.is_none(),
-        _ => false,
+    // numbers, and objects that go on after `msg`, are read in full, as is every rare frame.
+    let (seq, rest) = match kind {
+        Kind::Known | Kind::Book => {
+            let (seq, rest) = digits(rest.strip_prefix(b",\"seq\":")?)?;
+            (Some(Seq::new(seq)), rest)
+        }
+        Kind::Ticker => (None, rest),
+        _ => return None,
     };
-    (complete && ends_with_message(frame)).then_some(envelope)
+    let complete = rest.starts_with(b",\"msg\":{") && ends_with_message(frame);
+    complete.then_some(Envelope { kind, sid: Some(Sid::new(sid)), seq, id: None })
 }
 
 /// The type's name up to its closing quote. The two that make up almost all traffic are compared
@@ -130,19 +111,51 @@ fn ends_with_message(frame: &[u8]) -> bool {
     frame.ends_with(b"}}\n") || frame.trim_ascii_end().ends_with(b"}}")
 }
 
-/// A JSON integer without sign, point, exponent or leading zero, up to 19 digits.
+/// A JSON integer without sign, point, exponent or leading zero, of up to seven digits at once;
+/// longer ones, up to 19 digits, one by one.
 #[inline]
 fn digits(text: &[u8]) -> Option<(u64, &[u8])> {
+    let &eight = text.first_chunk()?;
+    let digits = u64::from_le_bytes(eight) ^ ZEROS;
+    // The lowest bit set is in the first byte that is no digit: what carries goes up from there.
+    let others = (digits.wrapping_add(OVER_NINE) | digits) & HIGH_BITS;
+    let length = others.trailing_zeros() / 8;
+    if length == 8 {
+        return many_digits(text);
+    }
+    let leading_zero = length > 1 && digits.to_le_bytes()[0] == 0;
+    let number = eight_digits(digits.checked_shl(64 - 8 * length)?);
+    ended(number, text.get(usize::try_from(length).ok()?..)?).filter(|_| !leading_zero)
+}
+
+const ZEROS: u64 = 0x3030_3030_3030_3030;
+const OVER_NINE: u64 = 0x7676_7676_7676_7676;
+const HIGH_BITS: u64 = 0x8080_8080_8080_8080;
+
+/// The number of these digits, the first in the lowest byte: pairs, fours, all eight.
+#[inline]
+fn eight_digits(digits: u64) -> u64 {
+    const EVERY_FOURTH: u64 = 0x0000_00ff_0000_00ff;
+    let pairs = digits.wrapping_mul(10).wrapping_add(digits >> 8);
+    let front = (pairs & EVERY_FOURTH).wrapping_mul(100 + (1_000_000 << 32));
+    let back = ((pairs >> 16) & EVERY_FOURTH).wrapping_mul(1 + (10_000 << 32));
+    front.wrapping_add(back) >> 32
+}
+
+/// The number, if it ends where a key or the object does.
+#[inline]
+fn ended(number: u64, rest: &[u8]) -> Option<(u64, &[u8])> {
+    matches!(rest.first()?, b',' | b'}').then_some((number, rest))
+}
+
+fn many_digits(text: &[u8]) -> Option<(u64, &[u8])> {
     let (mut number, mut rest) = (0u64, text);
     while let [digit @ b'0'..=b'9', after @ ..] = rest {
         number = number.wrapping_mul(10).wrapping_add(u64::from(digit - b'0'));
         rest = after;
     }
-    let length = text.len() - rest.len();
-    let plain = (1..=19).contains(&length)
-        && (length == 1 || text.first() != Some(&b'0'))
-        && matches!(rest.first()?, b',' | b'}');
-    plain.then_some((number, rest))
+    let short = text.len() - rest.len() <= 19 && text.first() != Some(&b'0');
+    ended(number, rest).filter(|_| short)
 }
 
 /// The whole frame through `serde_json`: slow, and right about everything. A number out of
@@ -236,6 +249,19 @@ mod tests {
 
     proptest! {
         #![proptest_config(crate::property::cases(4_000))]
+
+        #[test]
+        fn digits_are_read_as_numbers(text in "[0-9]{0,22}[,}x:/]?[ -~]{0,9}") {
+            let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+            let (number, rest) = text.split_at(end);
+            let plain = number.len() <= 19 && (number.len() == 1 || !number.starts_with('0'));
+            let want = number.parse().ok().filter(|_| plain && rest.starts_with([',', '}']));
+            let got = digits(text.as_bytes());
+            // With fewer than eight bytes left, no frame ends so soon.
+            let want = want.filter(|_| text.len() >= 8);
+            prop_assert_eq!(got, want.map(|number: u64| (number, rest.as_bytes())));
+        }
+
 
         /// What the short way accepts, the long way reads the same.
         #[test]

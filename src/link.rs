@@ -215,6 +215,12 @@ impl Link {
     ) {
         let text = batch.bytes.get(range.clone()).unwrap_or_default();
         let envelope = Envelope::read(text);
+        if let (Kind::Known, Some(sid), Some(seq)) = (envelope.kind, envelope.sid, envelope.seq)
+            && self.sequences.advance(sid, seq)
+        {
+            batch.entries.push(Entry::next(range, sid, seq));
+            return;
+        }
         let observed = self.observe(&envelope, notes, counters);
         if envelope.kind.is_data() {
             if envelope.kind == Kind::Book {

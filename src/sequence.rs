@@ -119,6 +119,21 @@ impl Sequences {
         state.is_some_and(|state| state.retired)
     }
 
+    /// The usual message, in one look: the next number of a sid that has begun and owes nothing.
+    /// False when it is anything else; then nothing has happened yet.
+    #[inline]
+    pub(crate) fn advance(&mut self, sid: Sid, seq: Seq) -> bool {
+        let state = self.find(sid).and_then(|index| self.states.get_mut(index));
+        let Some(state) = state.filter(|state| {
+            let next = state.seen.wrapping_add(1) == seq.number();
+            next && state.owed == 0 && !state.first && !state.retired
+        }) else {
+            return false;
+        };
+        (state.seen, state.backward_run) = (seq.number(), 0);
+        true
+    }
+
     /// Records a frame's number, before anything else looks at the frame.
     #[inline]
     pub(crate) fn observe(&mut self, sid: Sid, seq: Seq) -> Observed {
@@ -367,6 +382,41 @@ mod tests {
 
     proptest! {
         #![proptest_config(crate::property::cases(2_000))]
+
+        /// `advance` is what `observe` and `take` come to for the usual message, and nothing for
+        /// any other.
+        #[test]
+        fn the_short_way_agrees_with_the_long_one(
+            steps in prop::collection::vec((0u64..4, 1u64..3, 0u8..8), 1..100),
+        ) {
+            let mut short = Sequences::new(0);
+            let mut long = Sequences::new(0);
+            let mut next = [0u64; 4];
+            for (ahead, sid, event) in steps {
+                let place = usize::try_from(sid).unwrap();
+                let (sid, seq) = (Sid::new(sid), Seq::new((next[place] + ahead).max(1)));
+                let observed = long.observe(sid, seq);
+                let mark = long.take(sid, observed);
+                let got = if short.advance(sid, seq) {
+                    prop_assert_eq!(observed, Observed::Contiguous);
+                    Mark { continuity: Continuity::Next, gap_size: 0 }
+                } else {
+                    let observed = short.observe(sid, seq);
+                    short.take(sid, observed)
+                };
+                prop_assert_eq!(got, mark);
+                next[place] = next[place].max(seq.number());
+                for sequences in [&mut short, &mut long] {
+                    match event {
+                        0 => sequences.give_back(sid, mark),
+                        1 => sequences.retire(sid),
+                        2 => sequences.open(sid, None),
+                        _ => {}
+                    }
+                }
+            }
+            prop_assert_eq!(format!("{short:?}"), format!("{long:?}"));
+        }
 
         /// Whatever is lost on the wire, taken as a reply or dropped here: what was delivered,
         /// what gaps told and what is still owed add up to every slot that was not a reply.
