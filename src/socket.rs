@@ -13,6 +13,7 @@ use nix::sys::time::TimeSpec;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::error::{Cause, ConfigError};
+use crate::transport::RECV_BYTES;
 use crate::warning::{Warning, Warnings};
 
 /// An interface's name is shorter than this (Linux, IFNAMSIZ).
@@ -180,29 +181,33 @@ pub(crate) fn io_cause(error: &io::Error, peer: SocketAddr) -> Cause {
 /// Reads together with the time at which the last of the bytes reached this machine.
 pub(crate) struct ArrivalTimes {
     control: Vec<u8>,
+    scratch: Box<[u8]>,
 }
 
 impl ArrivalTimes {
     pub(crate) fn new() -> Self {
-        Self { control: nix::cmsg_space!(TimeSpec) }
+        let scratch = vec![0; RECV_BYTES].into_boxed_slice();
+        Self { control: nix::cmsg_space!(TimeSpec), scratch }
     }
 
-    /// Reads once. No time where the kernel has none for these bytes.
+    /// Reads once and appends. No time where the kernel has none for these bytes.
     pub(crate) fn read(
         &mut self,
         socket: &TcpStream,
-        buffer: &mut [u8],
+        bytes: &mut Vec<u8>,
     ) -> io::Result<(usize, Option<SystemTime>)> {
-        let mut parts = [IoSliceMut::new(buffer)];
+        let mut parts = [IoSliceMut::new(&mut self.scratch)];
         let control = Some(self.control.as_mut_slice());
         let read = recvmsg::<()>(socket.as_raw_fd(), &mut parts, control, MsgFlags::empty())?;
+        let count = read.bytes;
         let time = read.cmsgs().ok().and_then(|mut messages| {
             messages.find_map(|message| match message {
                 ControlMessageOwned::ScmTimestampns(time) => Some(Duration::from(time)),
                 _ => None,
             })
         });
-        Ok((read.bytes, time.and_then(|since| SystemTime::UNIX_EPOCH.checked_add(since))))
+        bytes.extend_from_slice(self.scratch.get(..count).unwrap_or_default());
+        Ok((count, time.and_then(|since| SystemTime::UNIX_EPOCH.checked_add(since))))
     }
 }
 
@@ -309,15 +314,15 @@ mod tests {
     fn the_kernels_time_lies_between_sending_and_reading() {
         let (socket, mut peer, _, _) = connected(&all());
         let mut times = ArrivalTimes::new();
-        let mut buffer = [0; 64];
         // The kernel begins to stamp a moment after the first socket asks for it.
         for _ in 0..1_000 {
             let sent = crate::clock::wall();
             peer.write_all(b"arrived").unwrap();
             let until = crate::clock::now() + Duration::from_millis(5);
             while crate::clock::now() < until {}
-            let (count, time) = times.read(&socket, &mut buffer).unwrap();
-            assert_eq!(buffer.get(..count), Some(&b"arrived"[..]));
+            let mut bytes = b"it ".to_vec();
+            let (count, time) = times.read(&socket, &mut bytes).unwrap();
+            assert_eq!((&bytes[..], count), (&b"it arrived"[..], 7), "appended");
             if let Some(time) = time {
                 let read = crate::clock::wall();
                 assert!(sent <= time && time < read, "{sent:?} {time:?} {read:?}");
@@ -332,11 +337,11 @@ mod tests {
     fn an_empty_socket_blocks_and_a_finished_one_ends() {
         let (socket, peer, _, _) = connected(&all());
         let mut times = ArrivalTimes::new();
-        let blocked = times.read(&socket, &mut [0; 8]).unwrap_err();
+        let blocked = times.read(&socket, &mut Vec::new()).unwrap_err();
         assert_eq!(blocked.kind(), io::ErrorKind::WouldBlock);
         drop(peer);
         let ended = loop {
-            match times.read(&socket, &mut [0; 8]) {
+            match times.read(&socket, &mut Vec::new()) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 other => break other.unwrap(),
             }

@@ -2,9 +2,10 @@
 //! collected. It owns no socket, and everything of the TLS library that changes with its version
 //! is here, in `tickets`, and nowhere else.
 //!
-//! Records are decrypted where they were received and copied once, to where the plaintext goes on
-//! from: no allocation for a record, none for a message.
+//! Records are decrypted where they were received, and their plaintext is closed up there: no other
+//! copy, no allocation for a record, none for a message.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use rustls::client::{ClientConfig, ClientSide, Resumption};
@@ -44,6 +45,8 @@ pub(crate) struct Tls {
     outgoing: Vec<u8>,
     /// Received, not yet a whole record.
     tail: Vec<u8>,
+    /// Where in what was received the plaintext of the last read lies; kept for its memory.
+    places: Vec<Range<usize>>,
 }
 
 impl Tls {
@@ -51,7 +54,7 @@ impl Tls {
     pub(crate) fn new(config: &TlsConfig, name: ServerName<'static>) -> Result<Self, Cause> {
         let mut outgoing = Vec::new();
         let connection = config.0.connect(name).build(&mut outgoing).map_err(cause_of)?;
-        Ok(Self { connection, outgoing, tail: Vec::new() })
+        Ok(Self { connection, outgoing, tail: Vec::new(), places: Vec::new() })
     }
 
     pub(crate) fn is_handshaking(&self) -> bool {
@@ -80,39 +83,79 @@ impl Tls {
         Ok(())
     }
 
-    /// Puts what waits for its rest at the front of `scratch`, and says how long that is: receive
-    /// behind it.
-    pub(crate) fn resume(&self, scratch: &mut [u8]) -> usize {
-        if let Some(front) = scratch.get_mut(..self.tail.len()) {
-            front.copy_from_slice(&self.tail);
-        }
-        self.tail.len()
+    /// What waits for its rest: the next bytes belong behind it.
+    pub(crate) fn tail(&self) -> &[u8] {
+        &self.tail
     }
 
-    /// Decrypts `bytes`, which begin with what `resume` put there, and appends the plaintext.
-    /// True when the peer has closed its side. After an error nothing more may be read; an alert
-    /// waits to be sent, and what was decrypted before it stands.
-    pub(crate) fn read(&mut self, bytes: &mut [u8], plain: &mut Vec<u8>) -> Result<bool, Cause> {
-        let mut input = SliceInput::new(bytes);
+    /// Puts plaintext in the place of `bytes` from `begin` on, which are `tail` and what was
+    /// received behind it. True when the peer has closed its side. After an error nothing more may
+    /// be read; an alert waits to be sent, and what was decrypted before it stands.
+    pub(crate) fn read(&mut self, bytes: &mut Vec<u8>, begin: usize) -> Result<bool, Cause> {
+        let received = bytes.get_mut(begin..).unwrap_or_default();
+        let address = received.as_ptr().addr();
+        let mut input = SliceInput::new(received);
         let mut handler = self.connection.read_tls(&mut input, &mut self.outgoing);
+        let mut failure = None;
         while let Some(payload) = handler.next_payload() {
-            plain.extend_from_slice(payload.map_err(cause_of)?.bytes());
+            match payload {
+                Ok(payload) => self.places.extend(place(payload.bytes(), address)),
+                Err(error) => failure = Some(cause_of(error)),
+            }
         }
         let closed = handler.state().peer_has_closed();
-        let rest = input.into_used();
+        let used = input.into_used();
+        let rest = received.get(used..).unwrap_or_default();
         self.tail.clear();
-        let rest = bytes.get(rest..).unwrap_or_default();
-        if rest.len() > TAIL_BYTES_MAX {
-            return Err(Cause::Tls { message: "a handshake message without end".into() });
+        if rest.len() <= TAIL_BYTES_MAX {
+            self.tail.extend_from_slice(rest);
+        } else {
+            let message = "a handshake message without end".to_owned();
+            failure = failure.or(Some(Cause::Tls { message }));
         }
-        self.tail.extend_from_slice(rest);
-        Ok(closed)
+        close_up(bytes, begin, self.places.drain(..));
+        failure.map_or(Ok(closed), Err)
     }
+}
+
+/// Where `part`, decrypted in place, lies in what begins at `address`; an empty one lies nowhere.
+fn place(part: &[u8], address: usize) -> Option<Range<usize>> {
+    let start = part.as_ptr().addr().checked_sub(address).filter(|_| !part.is_empty())?;
+    Some(start..start.saturating_add(part.len()))
+}
+
+/// Keeps of the bytes from `begin` on those at these places, each behind the one before, without
+/// what is between them.
+fn close_up(bytes: &mut Vec<u8>, begin: usize, places: impl Iterator<Item = Range<usize>>) {
+    let mut end = begin;
+    for place in places {
+        let place = begin.saturating_add(place.start)..begin.saturating_add(place.end);
+        if end <= place.start && place.end <= bytes.len() {
+            let length = place.len();
+            bytes.copy_within(place, end);
+            end += length;
+        }
+    }
+    bytes.truncate(end);
 }
 
 fn cause_of(error: Error) -> Cause {
     match error {
         Error::InvalidCertificate(reason) => Cause::Certificate { message: reason.to_string() },
         error => Cause::Tls { message: error.to_string() },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_lies_apart_is_closed_up() {
+        let mut bytes = b"ab-cde--fg-h".to_vec();
+        close_up(&mut bytes, 2, [1..4, 6..8, 9..10].into_iter());
+        assert_eq!(bytes, b"abcdefgh");
+        close_up(&mut bytes, 2, [4..9, 4..5, 0..1, usize::MAX..usize::MAX].into_iter());
+        assert_eq!(bytes, b"abg", "neither from beyond the end nor over what was kept");
     }
 }

@@ -1,25 +1,27 @@
 //! The edge to the network: TCP and TLS on a mio poll. The connector and the shards reach sockets
 //! only through [`Transport`], so that tests can put a scripted network in its place.
 //!
-//! One large `recv` goes to TLS in memory. Registration is edge-triggered: whoever gets `more`
-//! must come back without waiting for another event.
+//! One large `recv` goes where the plaintext will be, and TLS decrypts it there. Registration is
+//! edge-triggered: whoever gets `more` must come back without waiting for another event.
 
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use mio::net::TcpStream;
 use mio::{Events, Interest, Poll, Token, Waker};
+use rustix::buffer::spare_capacity;
+use rustix::net::{RecvFlags, recv};
 use rustls::pki_types::ServerName;
 
 use crate::clock::{self, CpuTime, Stamp};
 use crate::error::Cause;
 use crate::socket::{ArrivalTimes, SocketOptions, io_cause};
-use crate::tls::{TAIL_BYTES_MAX, Tls, TlsConfig};
+use crate::tls::{Tls, TlsConfig};
 use crate::warning::Warnings;
 
-/// What one `recv` asks for.
+/// What one `recv` asks for at least.
 pub(crate) const RECV_BYTES: usize = 64 << 10;
 /// Events taken from one poll.
 const EVENTS_MAX: usize = 1_024;
@@ -100,7 +102,8 @@ pub(crate) struct TcpTransport {
     poll: Poll,
     events: Events,
     tls: Option<(TlsConfig, ServerName<'static>)>,
-    scratch: Box<[u8]>,
+    /// What comes during a handshake.
+    scratch: Vec<u8>,
     options: SocketOptions,
     /// Only when reads take the kernel's time of arrival.
     arrivals: Option<ArrivalTimes>,
@@ -124,7 +127,7 @@ impl TcpTransport {
         let poll = Poll::new()?;
         let waker = Arc::new(Waker::new(poll.registry(), WAKER)?);
         let events = Events::with_capacity(EVENTS_MAX);
-        let scratch = vec![0; TAIL_BYTES_MAX + RECV_BYTES].into_boxed_slice();
+        let scratch = Vec::new();
         let arrivals = options.kernel_timestamps.then(ArrivalTimes::new);
         Ok((Self { poll, events, tls, scratch, options, arrivals, warnings }, waker))
     }
@@ -175,16 +178,15 @@ impl Transport for TcpTransport {
             if !tls.is_handshaking() {
                 return Ok(true);
             }
-            let front = tls.resume(&mut self.scratch);
-            match socket.read(room(&mut self.scratch, front)) {
-                Ok(0) => {
+            self.scratch.clear();
+            self.scratch.extend_from_slice(tls.tail());
+            match read(socket, &mut self.scratch, &mut None) {
+                Ok((0, _)) => {
                     return Err(Cause::Tls { message: "ended during the handshake".into() });
                 }
-                Ok(count) => {
-                    let bytes = self.scratch.get_mut(..front + count).unwrap_or_default();
-                    let mut early = Vec::new();
-                    tls.read(bytes, &mut early).inspect_err(|_| tell_alert(socket, tls))?;
-                    if !early.is_empty() {
+                Ok(_) => {
+                    tls.read(&mut self.scratch, 0).inspect_err(|_| tell_alert(socket, tls))?;
+                    if !self.scratch.is_empty() {
                         return Err(Cause::Tls { message: "data before our request".into() });
                     }
                 }
@@ -201,28 +203,22 @@ impl Transport for TcpTransport {
 
     fn receive(&mut self, link: &mut TcpLink, plain: &mut Vec<u8>) -> Result<Received, Cause> {
         let TcpLink { socket, peer, tls } = link;
-        let front = tls.as_ref().map_or(0, |tls| tls.resume(&mut self.scratch));
-        let read = read(socket, room(&mut self.scratch, front), &mut self.arrivals);
-        let (count, arrived) = match read {
-            Ok((0, _)) => return Ok(Received::Ended),
-            Ok(read) => read,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                return Ok(Received::Blocked);
+        let begin = plain.len();
+        plain.extend_from_slice(tls.as_ref().map_or(&[], |tls| tls.tail()));
+        let (count, arrived) = match read(socket, plain, &mut self.arrivals) {
+            Ok((count, arrived)) if count > 0 => (count, arrived),
+            read => {
+                plain.truncate(begin);
+                return read.map_or_else(|e| nothing_read(&e, *peer), |_| Ok(Received::Ended));
             }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {
-                return Ok(Received::Some { more: true, at: clock::stamp() });
-            }
-            Err(error) => return Err(io_cause(&error, *peer)),
         };
         let mut at = clock::stamp();
         at.wall = arrived.unwrap_or(at.wall);
-        let more = count == RECV_BYTES;
-        let bytes = self.scratch.get_mut(..front + count).unwrap_or_default();
+        let more = count >= RECV_BYTES;
         let Some(tls) = tls else {
-            plain.extend_from_slice(bytes);
             return Ok(Received::Some { more, at });
         };
-        if tls.read(bytes, plain).inspect_err(|_| tell_alert(socket, tls))? {
+        if tls.read(plain, begin).inspect_err(|_| tell_alert(socket, tls))? {
             return Ok(Received::Ended);
         }
         if !tls.outgoing().is_empty() {
@@ -280,21 +276,30 @@ impl Transport for TcpTransport {
     }
 }
 
-/// Reads once, with the kernel's time of arrival if it is asked for.
+/// Reads once and appends; says how much it was, and when it reached this machine if that was
+/// asked for.
 fn read(
-    socket: &mut TcpStream,
-    buffer: &mut [u8],
+    socket: &TcpStream,
+    bytes: &mut Vec<u8>,
     arrivals: &mut Option<ArrivalTimes>,
 ) -> io::Result<(usize, Option<SystemTime>)> {
-    match arrivals {
-        None => Ok((socket.read(buffer)?, None)),
-        Some(arrivals) => arrivals.read(socket, buffer),
+    if let Some(arrivals) = arrivals {
+        return arrivals.read(socket, bytes);
     }
+    if bytes.capacity() - bytes.len() < RECV_BYTES {
+        bytes.reserve(RECV_BYTES);
+    }
+    let (count, _) = recv(socket, spare_capacity(bytes), RecvFlags::empty())?;
+    Ok((count, None))
 }
 
-/// Where the next `recv` goes.
-fn room(scratch: &mut [u8], front: usize) -> &mut [u8] {
-    scratch.get_mut(front..front + RECV_BYTES).unwrap_or_default()
+/// What it means that a read failed.
+fn nothing_read(error: &io::Error, peer: SocketAddr) -> Result<Received, Cause> {
+    match error.kind() {
+        io::ErrorKind::WouldBlock => Ok(Received::Blocked),
+        io::ErrorKind::Interrupted => Ok(Received::Some { more: true, at: clock::stamp() }),
+        _ => Err(io_cause(error, peer)),
+    }
 }
 
 /// Takes off the front of `bytes` what the socket accepts.
