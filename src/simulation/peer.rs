@@ -23,6 +23,8 @@ pub(crate) enum Fate {
     Refused(i64),
     /// Carried out, and answered with 18 all the same.
     Timeout,
+    /// Overtaken, and then that.
+    SlowTimeout,
 }
 
 /// The exchange's side of a connection.
@@ -88,6 +90,11 @@ impl Peer {
             Fate::Unheard => self.carry_out(&command, 0),
             Fate::Lost => {}
             Fate::Slow => self.slow.push_back((command, 0)),
+            Fate::SlowTimeout => {
+                let mut command = command;
+                command["gives_up"] = json!(true);
+                self.slow.push_back((command, 0));
+            }
             Fate::Refused(code) => {
                 let error = self.error(&command, code);
                 self.outbox.push_back(error);
@@ -127,7 +134,11 @@ impl Peer {
     }
 
     fn carry_out(&mut self, command: &Value, replies: usize) {
-        let said = self.apply(command).unwrap_or_else(|code| self.error(command, code));
+        let said = self.apply(command).and_then(|said| match command.get("gives_up") {
+            Some(_) => Err(18),
+            None => Ok(said),
+        });
+        let said = said.unwrap_or_else(|code| self.error(command, code));
         for _ in 0..replies {
             self.outbox.push_back(said.clone());
         }

@@ -52,6 +52,9 @@ pub(crate) struct Flight {
     pub(crate) markets: Vec<Slot>,
     /// It looks for a market the exchange does not like.
     pub(crate) search: bool,
+    /// Those of its markets that an older command, given up before, was carried out on while this
+    /// one was under way: which of the two came last, its end does not tell.
+    pub(crate) doubted: BTreeSet<Slot>,
 }
 
 /// A command that ended without a reply, and until when one is waited for all the same.
@@ -253,11 +256,20 @@ impl Member {
         self.overdue.remove(index).map(|overdue| overdue.flight)
     }
 
-    /// The markets of commands later than this one that have no reply yet.
-    pub(crate) fn named_after(&self, id: CommandId) -> BTreeSet<Slot> {
-        let overdue = self.overdue.iter().map(|overdue| &overdue.flight);
-        let later = self.flights.iter().chain(overdue).filter(|flight| flight.id > id);
-        later.flat_map(|flight| flight.markets.iter().copied()).collect()
+    /// The markets of this command, carried out late, that later commands without a reply name
+    /// too. What those say of them is in doubt from now on.
+    pub(crate) fn doubt(&mut self, late: &Flight) -> BTreeSet<Slot> {
+        let markets: BTreeSet<Slot> = late.markets.iter().copied().collect();
+        let overdue = self.overdue.iter_mut().map(|overdue| &mut overdue.flight);
+        let later = self.flights.iter_mut().chain(overdue).filter(|flight| flight.id > late.id);
+        let mut all = BTreeSet::new();
+        for flight in later {
+            let named = flight.markets.iter().copied();
+            let shared: BTreeSet<Slot> = named.filter(|slot| markets.contains(slot)).collect();
+            flight.doubted.extend(&shared);
+            all.extend(shared);
+        }
+        all
     }
 
     /// Whether a search for an unwelcome market is under way.

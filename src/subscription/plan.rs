@@ -1,5 +1,6 @@
 //! What a connection is asked next, and for which markets.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use super::member::{Flight, Line};
@@ -103,7 +104,7 @@ impl Subscriptions {
         let Taken { markets, search, .. } = taken;
         let tickers: Vec<&str> = markets.iter().map(|&slot| self.directory.ticker(slot)).collect();
         let request = ask.request(id, (self.settings.dialect, member.role), &tickers);
-        member.flights.push(Flight { id, ask, markets, search });
+        member.flights.push(Flight { id, ask, markets, search, doubted: BTreeSet::new() });
         member.pace.sent(now);
         Some(request)
     }

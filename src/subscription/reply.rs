@@ -27,7 +27,7 @@ pub(super) enum Verdict {
 }
 
 impl Verdict {
-    fn of(outcome: Outcome) -> Self {
+    pub(super) fn of(outcome: Outcome) -> Self {
         match outcome {
             Outcome::Ok => Self::Done,
             Outcome::TimedOut | Outcome::ConnectionLost => Self::Unknown,
@@ -89,7 +89,7 @@ impl Subscriptions {
             (Ask::Subscribe, Verdict::Done) => {
                 member.line = Line::Closed;
                 ended.sid.into_iter().for_each(|sid| member.opened(sid));
-                self.settle_all(&flight.markets, Some(Observed::Present));
+                self.settle_flight(&flight, Observed::Present);
                 self.expect_books(conn, flight.markets, now);
             }
             (Ask::Subscribe, Verdict::Unknown) => {
@@ -128,12 +128,10 @@ impl Subscriptions {
                 }
             }
             (Ask::Add(_), Verdict::Done | Verdict::Refused(_, Action::Find)) => {
-                self.settle_all(&flight.markets, Some(Observed::Present));
+                self.settle_flight(&flight, Observed::Present);
                 self.expect_books(conn, flight.markets, now);
             }
-            (Ask::Delete(_), Verdict::Done) => {
-                self.settle_all(&flight.markets, Some(Observed::Absent));
-            }
+            (Ask::Delete(_), Verdict::Done) => self.settle_flight(&flight, Observed::Absent),
             (Ask::Add(_) | Ask::Delete(_), Verdict::Unknown) => {
                 self.settle_all(&flight.markets, Some(Observed::Unknown));
             }
@@ -145,6 +143,14 @@ impl Subscriptions {
             (Ask::Add(_) | Ask::Delete(_), Verdict::Refused(code, action)) => {
                 self.refuse(conn, flight, (code, action), now);
             }
+        }
+    }
+
+    /// The command was carried out, and this is what it leads to, unless an older one came after.
+    fn settle_flight(&mut self, flight: &Flight, observed: Observed) {
+        for &slot in &flight.markets {
+            let sure = !flight.doubted.contains(&slot);
+            self.settle(slot, Some(if sure { observed } else { Observed::Unknown }));
         }
     }
 
@@ -192,15 +198,17 @@ impl Subscriptions {
 
     fn shared_late(&mut self, conn: ConnId, flight: &Flight, ended: &Ended) {
         let Some(member) = self.member(conn) else { return };
-        let gone =
-            matches!(ended.outcome, Outcome::Rejected { code } if code.action() == Action::Reopen);
-        if !ended.outcome.is_ok() {
-            if let (Ask::Unsubscribe(sid), true) = (flight.ask, gone)
-                && member.line.sid() == Some(sid)
-            {
-                self.closed(conn);
+        match Verdict::of(ended.outcome) {
+            Verdict::Done => {}
+            Verdict::Unknown => return self.shared_late_unknown(conn, flight),
+            Verdict::Refused(_, action) => {
+                if let (Ask::Unsubscribe(sid), Action::Reopen) = (flight.ask, action)
+                    && member.line.sid() == Some(sid)
+                {
+                    self.closed(conn);
+                }
+                return;
             }
-            return;
         }
         let observed = match flight.ask {
             // It has ended since, and the reply was overtaken.
@@ -221,14 +229,30 @@ impl Subscriptions {
                 return;
             }
         };
-        let newer = member.named_after(flight.id);
+        let newer = member.doubt(flight);
         for &slot in &flight.markets {
             let was = self.directory.get(slot).map(|market| market.observed);
+            let overtaken = newer.contains(&slot) || flight.doubted.contains(&slot);
             // Done before or after what is known or asked since: nobody can say.
-            let sure = was == Some(Observed::Unknown) && !newer.contains(&slot);
+            let sure = was == Some(Observed::Unknown) && !overtaken;
             let observed = if sure || was == Some(observed) { observed } else { Observed::Unknown };
             self.learn(slot, observed);
         }
+    }
+
+    /// The exchange gave it up just now, and may have carried it out: what it names is asked about
+    /// once more.
+    fn shared_late_unknown(&mut self, conn: ConnId, flight: &Flight) {
+        let Some(member) = self.member(conn) else { return };
+        let sid = flight.ask.sid();
+        if sid.is_some() && sid != member.line.sid() {
+            return;
+        }
+        if flight.ask == Ask::Subscribe && member.line == Line::Closed {
+            member.line = Line::Unsure { taken: false };
+        }
+        member.doubt(flight);
+        flight.markets.iter().for_each(|&slot| self.learn(slot, Observed::Unknown));
     }
 
     /// The line's subscription is no more. Unless there is another, the exchange has none of ours

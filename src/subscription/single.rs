@@ -104,14 +104,22 @@ impl Subscriptions {
     }
 
     pub(super) fn single_late(&mut self, conn: ConnId, flight: &Flight, ended: &Ended) {
-        if !ended.outcome.is_ok() {
-            return;
+        match Verdict::of(ended.outcome) {
+            Verdict::Done => {}
+            Verdict::Unknown => {
+                // The exchange gave it up just now, and may have carried it out.
+                if let Some(member) = self.member(conn) {
+                    member.own.unsure = true;
+                }
+                return;
+            }
+            Verdict::Refused(..) => return,
         }
         match (flight.ask, flight.markets.first(), ended.sid) {
             (Ask::Subscribe, Some(&slot), Some(sid)) => {
                 let was = self.directory.get(slot).map(|market| market.observed);
                 let Some(member) = self.member(conn) else { return };
-                let newer = member.named_after(flight.id).contains(&slot);
+                let newer = member.doubt(flight).contains(&slot);
                 if was == Some(Observed::Unknown) && !newer {
                     self.adopt(conn, slot, sid);
                     return self.learn(slot, Observed::Present);

@@ -13,7 +13,7 @@ use crate::simulation::peer::Fate;
 use world::*;
 
 /// What may become of a command, as often as it stands here.
-const FATES: [Fate; 22] = [
+const FATES: [Fate; 23] = [
     Fate::Carried,
     Fate::Carried,
     Fate::Carried,
@@ -24,6 +24,7 @@ const FATES: [Fate; 22] = [
     Fate::Lost,
     Fate::Slow,
     Fate::Slow,
+    Fate::SlowTimeout,
     Fate::Doubled,
     Fate::Timeout,
     Fate::Refused(18),
@@ -68,6 +69,7 @@ fn run(world: &mut World, steps: &[(u8, u16, u8)]) {
             8..=12 => world.peers[index].take(FATES[usize::from(how) % FATES.len()]),
             13 => world.peers[index].finish(),
             14..=17 => world.deliver(index),
+            21 => world.overtake(index),
             18 => {
                 world.peers[index].terminate(
                     how % 2 == 0,
@@ -94,7 +96,7 @@ proptest! {
     #[test]
     fn any_order_of_events_ends_as_desired(
         mut world in worlds(),
-        steps in prop::collection::vec((0u8..21, 0u16..420, 0u8..220), 1..120),
+        steps in prop::collection::vec((0u8..22, 0u16..420, 0u8..230), 1..120),
     ) {
         run(&mut world, &steps);
         world.quiesce();

@@ -72,6 +72,34 @@ fn e3_a_subscription_opened_late_is_found_when_the_other_has_ended() {
 }
 
 #[test]
+fn e3_a_late_reply_that_overtakes_a_newer_one_leaves_its_market_in_doubt() {
+    for both_late in [false, true] {
+        let mut world = World::new(settings(Dialect::Live));
+        world.up(1);
+        holding(&mut world, 1);
+        world.want(1, 0);
+        world.pump();
+        world.peers[1].take(Fate::Slow);
+        world.pass(6);
+        world.unwant(1);
+        world.pump();
+        // Deleted, and then added; what is said of the second comes first.
+        world.peers[1].take(Fate::Carried);
+        world.peers[1].finish();
+        world.peers[1].outbox.swap(0, 1);
+        if both_late {
+            world.pass(6);
+        }
+        world.deliver(1);
+        world.deliver(1);
+        assert_eq!(loads(&world)[0], 2, "nobody wants it, and it streams");
+        assert_eq!(state(&mut world, 1), Some(MarketState::Uncertain));
+        world.quiesce();
+        world.check_settled();
+    }
+}
+
+#[test]
 fn e4_what_timed_out_is_uncertain_and_asked_again() {
     let mut world = World::new(settings(Dialect::Live));
     world.up(1);

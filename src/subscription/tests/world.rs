@@ -49,6 +49,11 @@ pub(super) struct Client {
     next: u64,
     /// Sids told to be over.
     told: BTreeSet<Sid>,
+    /// Which sid each command was about.
+    about: BTreeMap<CommandId, u64>,
+    /// Sids said to be over, or told to end before: only those may be ended while a wanted market
+    /// is on them.
+    troubled: BTreeSet<u64>,
 }
 
 pub(super) struct World {
@@ -70,6 +75,8 @@ impl World {
             open: BTreeSet::new(),
             next: 1,
             told: BTreeSet::new(),
+            about: BTreeMap::new(),
+            troubled: BTreeSet::new(),
         };
         Self {
             plan: Subscriptions::new(pool(), settings, now),
@@ -109,6 +116,8 @@ impl World {
             (client.live, client.next) = (true, 1);
             client.commands = Commands::new(TIMEOUT, false);
             client.told.clear();
+            client.about.clear();
+            client.troubled.clear();
             self.plan.up(Self::conn(index));
         }
     }
@@ -155,8 +164,27 @@ impl World {
         let command: serde_json::Value = serde_json::from_str(&request.text).unwrap();
         let named = command["params"]["market_tickers"].as_array().map_or(0, Vec::len);
         assert!(named <= CHUNK, "{command}");
+        self.check_spared(index, request.id, &command);
         self.peers[index].inbox.push_back(command);
         self.sent.push_back((index, request.text));
+    }
+
+    /// Whole subscriptions are ended only when nothing on them is wanted or they are broken: all
+    /// other markets go on streaming.
+    fn check_spared(&mut self, index: usize, id: CommandId, command: &serde_json::Value) {
+        let Some(sid) = command["params"]["sids"][0].as_u64() else { return };
+        let client = &mut self.clients[index];
+        client.about.insert(id, sid);
+        if command["cmd"] != "unsubscribe" {
+            return;
+        }
+        let markets = self.peers[index].subscriptions.get(&sid).map(|sub| &sub.markets);
+        let wanted = |market: &&String| self.wanted.contains_key(*market);
+        let spoilt = markets.into_iter().flatten().find(wanted);
+        let live = self.plan.settings.dialect == Dialect::Live;
+        if live && client.troubled.insert(sid) {
+            assert_eq!(spoilt, None, "it streams and is wanted, and {command} ends it");
+        }
     }
 
     /// The oldest reply reaches us.
@@ -167,6 +195,11 @@ impl World {
         let code = error_code(&response);
         let id = response.id.and_then(|id| u64::try_from(id).ok()).map(CommandId::new);
         let asked = id.is_some_and(|id| self.clients[index].open.contains(&id));
+        if code.is_some_and(ExchangeCode::is_terminal) {
+            let client = &mut self.clients[index];
+            let about = id.and_then(|id| client.about.get(&id).copied());
+            client.troubled.extend(about.or(sid.map(Sid::number)));
+        }
         match self.clients[index].commands.reply(response, sid) {
             Answer::Ended(ended) => {
                 self.reopen(index, &ended);
@@ -186,6 +219,16 @@ impl World {
                     self.plan.renew(Self::conn(index), sid, self.now);
                 }
             }
+        }
+    }
+
+    /// The second reply under way comes before the first. The end of a subscription stays where it
+    /// is: one that comes before the acknowledgement is told behind it, by the connection's shard.
+    pub(super) fn overtake(&mut self, index: usize) {
+        let replies = &mut self.peers[index].outbox;
+        let answers = replies.iter().take(2).filter(|reply| reply.get("id").is_some());
+        if answers.count() == 2 {
+            replies.swap(0, 1);
         }
     }
 
