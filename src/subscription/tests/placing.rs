@@ -1,6 +1,8 @@
 //! Which market goes where, and when: rows M of the fault matrix, by the first letters of their
 //! names, and what a market costs.
 
+use proptest::prelude::*;
+
 use super::*;
 use crate::market::MarketState;
 
@@ -42,6 +44,37 @@ fn m1_a_burst_goes_out_in_full_lists_within_the_cap() {
     // Bounded by bytes before it is by count: a shard writes it in one turn.
     assert!(first.matches("KXDEMO").count() > 300);
     assert!(first.len() < 8_300, "{}", first.len());
+}
+
+proptest! {
+    #![proptest_config(crate::property::cases(500))]
+
+    /// Against the obvious model: a set of what is wanted, and so many places.
+    #[test]
+    fn m1_adds_and_removes_in_any_order_have_their_net_effect_within_the_cap(
+        steps in prop::collection::vec((0u8..8, 0u16..40, 0u8..3), 1..200),
+        cap in 1usize..12,
+    ) {
+        let small = SubscriptionSettings { markets_per_connection: cap, ..settings(Dialect::Live) };
+        let mut world = World::new(small);
+        (0..4).for_each(|index| world.up(index));
+        for (what, number, priority) in steps {
+            match what {
+                0..=3 => world.want(100 + number, priority),
+                4..=6 => world.unwant(100 + number),
+                _ => world.flow(),
+            }
+            world.pump();
+            prop_assert!(loads(&world).iter().all(|&load| load <= cap), "{:?}", loads(&world));
+        }
+        world.flow();
+        let streams: Vec<_> = world.peers.iter().flat_map(|peer| peer.streams()).collect();
+        prop_assert!(streams.iter().all(|market| world.wanted.contains_key(*market)));
+        let room = cap * usize::from(BOOKS);
+        prop_assert_eq!(streams.len(), world.wanted.len().min(room));
+        let left = world.wanted.len() - streams.len();
+        prop_assert_eq!(world.plan.waiting(), widen(left));
+    }
 }
 
 #[test]
