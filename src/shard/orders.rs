@@ -1,5 +1,5 @@
 //! What the conductor orders a shard to do: take a connection over, send a command, give one up,
-//! stop. A few at a time, so that a burst of them cannot hold up the sockets.
+//! stop. One that writes to a socket a turn, so that a burst of them cannot hold up the others.
 
 use std::time::Instant;
 
@@ -12,11 +12,8 @@ use crate::mailbox::{Adoption, Order, Report};
 use crate::request::Request;
 use crate::transport::Transport;
 
-/// Orders taken in one step.
+/// Orders taken in one step, if they cost nothing.
 const ORDERS_PER_STEP: usize = 8;
-/// Command texts sent in one step, in bytes: one long list, which takes about 100 microseconds to
-/// write, encrypt and send, or a few short ones.
-const COMMAND_BYTES_PER_STEP: usize = 2_000;
 
 impl<T: Transport> Shard<T> {
     /// Carries out what the conductor wants, a little in each turn; measured, since it keeps
@@ -32,20 +29,13 @@ impl<T: Transport> Shard<T> {
     }
 
     fn carry_out_orders(&mut self, now: Instant) {
-        let mut bytes = 0;
         for _ in 0..ORDERS_PER_STEP {
-            if bytes >= COMMAND_BYTES_PER_STEP {
-                return;
-            }
             match self.orders.try_recv() {
                 Ok(Order::Listen { sink }) => self.lifecycle = Some(sink),
-                Ok(Order::Adopt(adoption)) => {
-                    bytes = COMMAND_BYTES_PER_STEP;
-                    self.adopt(*adoption, now);
-                }
+                Ok(Order::Adopt(adoption)) => return self.adopt(*adoption, now),
+                // Short or long, most of what it costs is the system call.
                 Ok(Order::Command { conn, epoch, request }) => {
-                    bytes += request.text.len();
-                    self.command(conn, epoch, request, now);
+                    return self.command(conn, epoch, request, now);
                 }
                 Ok(Order::Drop { conn, epoch }) => self.give_up(conn, epoch),
                 Ok(Order::Stop { until }) => self.stop(until, now),
