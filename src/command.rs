@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use crate::code::ExchangeCode;
+use crate::envelope::{Envelope, Kind};
 use crate::ids::{CommandId, Sid};
 use crate::request::Expects;
 use crate::timer::after;
@@ -219,6 +220,27 @@ impl Commands {
     pub(crate) fn issue(&mut self, id: CommandId, expects: Expects, now: Instant) {
         let deadline = after(now, self.timeout);
         self.pending.push_back(Pending { id, expects, deadline, detail: None });
+    }
+
+    /// Reads a reply, as much of it as matters: an acknowledgement may list all markets of its
+    /// subscription, though we ask it not to, and nobody needs that list.
+    pub(crate) fn read(&self, text: &[u8], envelope: &Envelope) -> Option<Response> {
+        let plain = envelope.kind == Kind::Ok && envelope.sid.is_some() && !self.keep;
+        let id = envelope.id.filter(|&id| plain && self.expects(id) != Some(Expects::List));
+        match id.and_then(|id| i64::try_from(id.number()).ok()) {
+            Some(id) => {
+                let (kind, msg) = ("ok".to_owned(), serde_json::Value::Null);
+                Some(Response { id: Some(id), kind, sid: None, msg })
+            }
+            None => serde_json::from_slice(text).ok(),
+        }
+    }
+
+    /// What answers a command that waits for a reply, or did.
+    fn expects(&self, id: CommandId) -> Option<Expects> {
+        let pending = self.pending.iter().map(|pending| (pending.id, pending.expects));
+        let mut known = pending.chain(self.overdue.iter().copied());
+        known.find(|&(known, _)| known == id).map(|(_, expects)| expects)
     }
 
     /// Matches a reply with its command.
@@ -516,6 +538,23 @@ mod tests {
         let text = r#"{"type":"ok","id":1,"msg":[{"channel":"trade","sid":3}]}"#;
         let ended = ended(&mut commands, text, None);
         assert_eq!(ended.listed(), [Listed { channel: "trade".into(), sid: 3 }]);
+    }
+
+    #[test]
+    fn e7_the_list_in_an_acknowledgement_is_read_only_where_the_host_wants_it() {
+        let text = r#"{"type":"ok","id":1,"sid":3,"seq":9,"msg":{"market_tickers":["A","B"]}}"#;
+        for keep in [false, true] {
+            for expects in [Expects::Done, SUBSCRIPTION, Expects::List] {
+                let mut commands = Commands::new(Duration::from_secs(5), keep);
+                issue(&mut commands, 1, expects, crate::clock::now());
+                let envelope = Envelope::read(text.as_bytes());
+                let reply = commands.read(text.as_bytes(), &envelope).unwrap();
+                assert_eq!(reply.msg.is_null(), !keep && expects != Expects::List);
+                let answer = commands.reply(reply, envelope.sid);
+                let ended = matches!(answer, Answer::Ended(Ended { outcome: Outcome::Ok, .. }));
+                assert_eq!(ended, expects != Expects::List, "{answer:?}");
+            }
+        }
     }
 
     #[test]

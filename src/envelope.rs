@@ -65,7 +65,7 @@ impl Envelope {
     /// Reads the envelope of `frame`.
     #[inline]
     pub(crate) fn read(frame: &[u8]) -> Self {
-        scan(frame).unwrap_or_else(|| parse(frame))
+        scan(frame).unwrap_or_else(|| long_way(frame))
     }
 }
 
@@ -158,6 +158,26 @@ fn many_digits(text: &[u8]) -> Option<(u64, &[u8])> {
     ended(number, rest).filter(|_| short)
 }
 
+#[cold]
+fn long_way(frame: &[u8]) -> Envelope {
+    acknowledgement(frame).unwrap_or_else(|| parse(frame))
+}
+
+/// `{"type":"ok","id":n,"sid":n,"seq":n,"msg":{…}}`: it may list thousands of markets, which is
+/// no reason to read them.
+fn acknowledgement(frame: &[u8]) -> Option<Envelope> {
+    let (id, rest) = digits(frame.strip_prefix(b"{\"type\":\"ok\",\"id\":")?)?;
+    let (sid, rest) = digits(rest.strip_prefix(b",\"sid\":")?)?;
+    let (seq, rest) = digits(rest.strip_prefix(b",\"seq\":")?)?;
+    let complete = rest.starts_with(b",\"msg\":{") && ends_with_message(frame) && id > 0;
+    complete.then_some(Envelope {
+        kind: Kind::Ok,
+        sid: Some(Sid::new(sid)),
+        seq: Some(Seq::new(seq)),
+        id: Some(CommandId::new(id)),
+    })
+}
+
 /// The whole frame through `serde_json`: slow, and right about everything. A number out of
 /// range or of another type counts as absent rather than making the frame unreadable.
 #[cold]
@@ -205,6 +225,9 @@ mod tests {
         assert_eq!(scan(delta), Some(envelope(Kind::Known, 1, Some(2))));
         let ticker = br#"{"type":"ticker","sid":3,"msg":{"market_ticker":"A"}}"#;
         assert_eq!(scan(ticker), Some(envelope(Kind::Ticker, 3, None)));
+        let ok = br#"{"type":"ok","id":7,"sid":1,"seq":6,"msg":{"market_tickers":["A"]}}"#;
+        let id = Some(CommandId::new(7));
+        assert_eq!(acknowledgement(ok), Some(Envelope { id, ..envelope(Kind::Ok, 1, Some(6)) }));
     }
 
     #[test]
@@ -271,18 +294,22 @@ mod tests {
             fields in prop::collection::vec(
                 (prop::sample::select(vec!["sid", "seq", "id", "x"]),
                  prop::sample::select(vec!["1", "0", "01", "-1", "1.0", "1e3", "null", "\"1\"",
+                                           "7", "1234567", "12345678901234",
                                            "18446744073709551615", "18446744073709551616", "42"])),
                 0..4),
             message in prop::sample::select(vec!["{}", r#"{"a":{"seq":9}}"#, "[]", "3", r#"{"s":"}}"}"#]),
             tail in prop::sample::select(vec!["}", "}\n", ",\"seq\":5}", "", "}}", "} x"]),
+            usual in any::<bool>(),
         ) {
             let mut text = format!(r#"{{"type":"{kind}""#);
-            for (key, value) in fields {
+            for ((key, value), name) in fields.into_iter().zip(["id", "sid", "seq"]) {
+                let key = if usual { name } else { key };
                 text.push_str(&format!(r#","{key}":{value}"#));
             }
             text.push_str(&format!(r#","msg":{message}{tail}"#));
             let long = parse(text.as_bytes());
-            if let Some(short) = scan(text.as_bytes()) {
+            let short = scan(text.as_bytes()).or_else(|| acknowledgement(text.as_bytes()));
+            if let Some(short) = short {
                 // A frame that is not JSON at all past its `msg` is delivered raw either way;
                 // the short way may still read its numbers.
                 let agree = short == long || long.kind == Kind::Unreadable;

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use crate::batch::{Buffer, Continuity, Entry};
 use crate::code::{Action, ExchangeCode};
-use crate::command::{Answer, Commands, Ended, Outcome, Response, error_code};
+use crate::command::{Answer, Commands, Ended, Outcome, error_code};
 use crate::envelope::{Envelope, Kind};
 use crate::error::Cause;
 use crate::frame::{Framer, Incoming};
@@ -312,7 +312,7 @@ impl Link {
         notes: &mut Vec<Note>,
         counters: &ShardCounters,
     ) -> Option<()> {
-        let response: Response = serde_json::from_slice(text).ok()?;
+        let response = self.commands.read(text, envelope)?;
         let code = error_code(&response).filter(|_| envelope.kind == Kind::Error);
         match self.commands.reply(response, envelope.sid) {
             Answer::Ended(ended) => {
