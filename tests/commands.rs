@@ -33,8 +33,12 @@ fn exchange(faults: &[&str]) -> ExchangeConfig {
 }
 
 fn start(exchange: ExchangeConfig) -> Rig {
+    let dialect = match exchange.dialect {
+        Dialect::Live => kalshi_feed::Dialect::Live,
+        Dialect::Legacy => kalshi_feed::Dialect::Legacy,
+    };
     Rig::start(exchange, PoolLayout::new(1, 1, 1, 4), |settings| {
-        settings.chunk(8).subscribe_timeout(Duration::from_millis(300))
+        settings.dialect(dialect).chunk(8).subscribe_timeout(Duration::from_millis(300))
     })
 }
 
@@ -118,6 +122,13 @@ fn e7_code_6_means_that_we_have_it() {
         ..exchange(&["subscribe lost next=4"])
     };
     survives(refusing);
+}
+
+#[test]
+fn e7_code_6_means_that_we_have_it_in_the_legacy_dialect_too() {
+    let legacy =
+        ExchangeConfig { dialect: Dialect::Legacy, ..exchange(&["subscribe refused=6 next=4"]) };
+    survives(legacy);
 }
 
 #[test]
@@ -221,9 +232,7 @@ fn m4_a_market_removed_leaves_the_others_alone() {
 #[test]
 fn the_legacy_dialect_streams_one_sid_a_market() {
     let legacy = ExchangeConfig { dialect: Dialect::Legacy, ..exchange(&[]) };
-    let mut rig = Rig::start(legacy, PoolLayout::new(1, 1, 1, 4), |settings| {
-        settings.dialect(kalshi_feed::Dialect::Legacy)
-    });
+    let mut rig = start(legacy);
     rig.all_confirmed(ALL);
     change(&mut rig);
     rig.all_confirmed(ALL);
