@@ -368,6 +368,7 @@ impl<L> Conductor<L> {
             log::info!("connection {conn} ({role}) lost: {cause}{more}");
         }
         self.parts.subscriptions.down(conn, now);
+        self.parts.counters.control.connections_lost.note(&cause);
         self.event(Event::Down { conn, role, epoch, cause: cause.clone() });
         if !matches!(self.phase, Phase::Stopping { .. }) {
             self.down(conn, cause, heard, now);
@@ -384,6 +385,9 @@ impl<L> Conductor<L> {
         let (role, epoch) = (connection.role, connection.epoch);
         let verdict = connection.down(cause.clone(), heard, now, &backoff, &mut random);
         self.random = random;
+        if attempt_failed {
+            self.parts.counters.control.attempts_failed.note(&cause);
+        }
         match verdict {
             Verdict::Retry(retry_in) if attempt_failed => {
                 if let Some(more) = self.hushed_failed.allows(now) {

@@ -73,6 +73,14 @@ impl Stats {
     fn health(&self, page: &mut Page) {
         page.counter("clock_corrections_total", "Our time refused, the exchange's believed.");
         page.sample("", self.clock_corrections);
+        page.counter("attempts_failed_total", "Attempts to connect that failed, by cause.");
+        for counted in &self.attempts_failed_by_cause {
+            page.sample(&format!("cause=\"{}\"", counted.cause), counted.count);
+        }
+        page.counter("connections_lost_total", "Live connections lost, by cause.");
+        for counted in &self.connections_lost_by_cause {
+            page.sample(&format!("cause=\"{}\"", counted.cause), counted.count);
+        }
         page.counter("tls_handshakes_total", "TLS handshakes, in full or resumed.");
         page.sample("kind=\"full\"", self.tls_full);
         page.sample("kind=\"resumed\"", self.tls_resumed);
@@ -130,6 +138,7 @@ mod tests {
     use std::sync::Arc;
 
     use crate::code::ExchangeCode;
+    use crate::error::Cause;
     use crate::ids::{ConnId, Role};
     use crate::pool::PoolLayout;
     use crate::stats::Counters;
@@ -140,6 +149,8 @@ mod tests {
         counters.control.reconnect(ConnId::new(7));
         counters.control.subscribe_error(Role::Orderbook, ExchangeCode::TickerRequired);
         counters.shards[1].messages_received.add(3);
+        counters.control.attempts_failed.note(&Cause::Reset);
+        counters.control.connections_lost.note(&Cause::Ended);
         counters.shards[0].handler_busy_ns.add(1_500_000_000);
         counters.shards[1].handler_busy_ns.add(1_000_000_000);
         counters.shards[1].handler_ns_max.raise(2_000_000);
@@ -149,6 +160,8 @@ mod tests {
             "conn_manager_connections_healthy{role=\"orderbook\"} 0",
             "conn_manager_messages_received_total 3",
             "conn_manager_sequence_gaps_total 0",
+            "conn_manager_attempts_failed_total{cause=\"reset\"} 1",
+            "conn_manager_connections_lost_total{cause=\"ended\"} 1",
             "conn_manager_handler_busy_seconds_total 2.5",
             "conn_manager_handler_slowest_seconds 0.002",
             "conn_manager_markets_unplaced 0",

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crossbeam_utils::CachePadded;
 use serde::Serialize;
 
+use crate::causes::{ByCause, CauseCount};
 use crate::clock::CpuTime;
 use crate::code::ExchangeCode;
 use crate::ids::{ConnId, Role, ShardId, widen};
@@ -148,6 +149,8 @@ pub(crate) struct ControlCounters {
     pub(crate) markets_refused: Counter,
     pub(crate) attempts: Counter,
     pub(crate) halted: Counter,
+    pub(crate) attempts_failed: ByCause,
+    pub(crate) connections_lost: ByCause,
     pub(crate) reconnects: Box<[Counter]>,
     pub(crate) subscribe_errors: [[Counter; CODES]; 4],
     pub(crate) commands_timed_out: Counter,
@@ -235,15 +238,15 @@ impl Counters {
         let forwarded = self.sum(|shard| &shard.messages_forwarded);
         let inline = self.sum(|shard| &shard.messages_consumed);
         let consumed = self.consumed.total().saturating_add(inline);
-        let live = |role: Role| control.connections_healthy.get(role.index());
-        let healthy = Role::ALL.map(|role| (role, live(role).map_or(0, Counter::total)));
-        let shard_cpu = self.sum(|shard| &shard.cpu_ns);
+        let healthy = self.healthy();
         Stats {
             connections_total: widen(self.pool.connections()),
             connections_healthy: healthy.iter().map(|(_, count)| count).sum(),
             connections_healthy_by_role: healthy,
             connections_halted: control.halted.total(),
             connection_attempts: control.attempts.total(),
+            attempts_failed_by_cause: control.attempts_failed.counts(),
+            connections_lost_by_cause: control.connections_lost.counts(),
             subscriptions_total: control.subscriptions.total(),
             markets_total: control.markets.total(),
             markets_wanted: control.markets_wanted.total(),
@@ -296,13 +299,24 @@ impl Counters {
             control_ns_max: self.highest(|shard| &shard.control_ns_max),
             control_ns: self.durations(|shard| &shard.control_ns),
             cycle_ns: self.durations(|shard| &shard.cycle_ns),
-            cpu_ns: shard_cpu + control.conductor_cpu_ns.total() + control.connector_cpu_ns.total(),
+            cpu_ns: self.cpu_ns(),
             shards: (0u16..).zip(&self.shards).map(|(id, shard)| shard_stats(id, shard)).collect(),
         }
     }
 }
 
 impl Counters {
+    fn healthy(&self) -> [(Role, u64); 4] {
+        let live = |role: Role| self.control.connections_healthy.get(role.index());
+        Role::ALL.map(|role| (role, live(role).map_or(0, Counter::total)))
+    }
+
+    fn cpu_ns(&self) -> u64 {
+        let control = [&self.control.conductor_cpu_ns, &self.control.connector_cpu_ns];
+        let control: u64 = control.into_iter().map(Counter::total).sum();
+        control + self.sum(|shard| &shard.cpu_ns)
+    }
+
     fn durations(&self, of: impl Fn(&ShardCounters) -> &Spread) -> Durations {
         let mut sum = Durations::default();
         self.shards.iter().for_each(|shard| of(shard).add_to(&mut sum));
@@ -379,6 +393,10 @@ pub struct Stats {
     pub connections_halted: u64,
     /// Attempts to connect.
     pub connection_attempts: u64,
+    /// Attempts that failed, by the kind of their cause.
+    pub attempts_failed_by_cause: Vec<CauseCount>,
+    /// Live connections lost, by the kind of their cause.
+    pub connections_lost_by_cause: Vec<CauseCount>,
     /// Subscriptions the exchange has confirmed and that are open.
     pub subscriptions_total: u64,
     /// Order-book markets the exchange has confirmed.
