@@ -1,5 +1,6 @@
-//! The exchange's identities, made at start: a certificate authority with a leaf for loopback
-//! names, and an RSA key pair for one API key. Nothing is ever read from or written to disk here.
+//! The exchange's identities, made at start: a certificate authority with a leaf, for loopback
+//! names as a rule, and an RSA key pair for one API key. Nothing is ever read from or written to
+//! disk here.
 
 use std::sync::Arc;
 
@@ -10,14 +11,17 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
-    KeyUsagePurpose,
+    KeyUsagePurpose, date_time_ymd,
 };
-use rustls::ServerConfig;
 use rustls::crypto::aws_lc_rs::{Ticketer, default_provider};
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
+use rustls::{ServerConfig, SupportedProtocolVersion, version};
 
 use crate::exchange::ExchangeError;
 use crate::names;
+use crate::security::{Identity, Security};
 
 /// One API key: its id, the private half for the client, the public half for the exchange.
 #[derive(Clone)]
@@ -97,8 +101,37 @@ fn element(der: &[u8]) -> Option<(u8, &[u8], &[u8])> {
     Some((tag, body, rest))
 }
 
-/// The authority's certificate in PEM and a TLS 1.3 server configuration signed by it.
-pub(crate) fn tls() -> Result<(String, Arc<ServerConfig>), ExchangeError> {
+/// Has no certificate for anybody.
+#[derive(Debug)]
+struct Nobody;
+
+impl ResolvesServerCert for Nobody {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        None
+    }
+}
+
+/// What the leaf says of whom, and when.
+fn leaf(identity: Identity) -> Result<CertificateParams, rcgen::Error> {
+    let names = match identity {
+        Identity::OtherName => vec!["elsewhere.test".to_owned()],
+        _ => ["localhost", "127.0.0.1", "::1"].map(str::to_owned).to_vec(),
+    };
+    let mut leaf = CertificateParams::new(names)?;
+    match identity {
+        Identity::Expired => leaf.not_after = date_time_ymd(2020, 1, 1),
+        Identity::Future => leaf.not_before = date_time_ymd(3020, 1, 1),
+        Identity::Good | Identity::OtherName | Identity::None => {}
+    }
+    leaf.distinguished_name.push(DnType::CommonName, "localhost");
+    leaf.use_authority_key_identifier_extension = true;
+    leaf.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    leaf.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    Ok(leaf)
+}
+
+/// The authority's certificate in PEM and a server configuration signed by it.
+pub(crate) fn tls(security: Security) -> Result<(String, Arc<ServerConfig>), ExchangeError> {
     let certs = |error: rcgen::Error| ExchangeError::Keys(format!("certificates: {error}"));
     let mut authority = CertificateParams::new(Vec::new()).map_err(certs)?;
     authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -108,24 +141,29 @@ pub(crate) fn tls() -> Result<(String, Arc<ServerConfig>), ExchangeError> {
     let authority_cert = authority.self_signed(&authority_key).map_err(certs)?;
     let issuer = Issuer::new(authority, authority_key);
 
-    let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned()];
-    let mut leaf = CertificateParams::new(names).map_err(certs)?;
-    leaf.distinguished_name.push(DnType::CommonName, "localhost");
-    leaf.use_authority_key_identifier_extension = true;
-    leaf.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-    leaf.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
     let leaf_key = rcgen::KeyPair::generate().map_err(certs)?;
-    let leaf_cert = leaf.signed_by(&leaf_key, &issuer).map_err(certs)?;
+    let leaf_cert =
+        leaf(security.identity).map_err(certs)?.signed_by(&leaf_key, &issuer).map_err(certs)?;
 
     let tls = |error: rustls::Error| ExchangeError::Keys(format!("TLS: {error}"));
     let private = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(leaf_key.serialize_der()));
-    let mut config = ServerConfig::builder_with_provider(Arc::new(default_provider()))
-        .with_protocol_versions(&[&rustls::version::TLS13])
+    let version: &SupportedProtocolVersion =
+        if security.version_13 { &version::TLS13 } else { &version::TLS12 };
+    let builder = ServerConfig::builder_with_provider(Arc::new(default_provider()))
+        .with_protocol_versions(&[version])
         .map_err(tls)?
-        .with_no_client_auth()
-        .with_single_cert(vec![leaf_cert.der().clone()], private)
-        .map_err(tls)?;
-    config.ticketer = Ticketer::new().map_err(tls)?;
+        .with_no_client_auth();
+    let mut config = match security.identity {
+        Identity::None => builder.with_cert_resolver(Arc::new(Nobody)),
+        _ => builder.with_single_cert(vec![leaf_cert.der().clone()], private).map_err(tls)?,
+    };
+    if security.tickets {
+        config.ticketer = Ticketer::new().map_err(tls)?;
+    } else {
+        config.send_tls13_tickets = 0;
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+    }
+    config.max_fragment_size = security.record_bytes;
     Ok((authority_cert.pem(), Arc::new(config)))
 }
 

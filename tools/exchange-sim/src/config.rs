@@ -11,6 +11,7 @@ use crate::data_faults::DataRule;
 use crate::faults::{BadTickers, FaultRule};
 use crate::lines::LineDelay;
 use crate::manners::Manners;
+use crate::security::Security;
 use crate::upgrade_faults::UpgradeRule;
 use crate::wire::Wire;
 
@@ -91,6 +92,8 @@ pub struct ExchangeConfig {
     pub proxy: Option<Wire>,
     /// TLS. Default true; false serves plain `ws://`.
     pub tls: bool,
+    /// How that TLS is. Default as good as the live one's.
+    pub security: Security,
 }
 
 impl Default for ExchangeConfig {
@@ -127,6 +130,7 @@ impl Default for ExchangeConfig {
             write_through: false,
             proxy: None,
             tls: true,
+            security: Security::default(),
         }
     }
 }

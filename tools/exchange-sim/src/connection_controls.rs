@@ -47,6 +47,12 @@ impl Exchange {
         self.ask(move |server| server.send_odd(&peers, &oddity)).unwrap_or(0)
     }
 
+    /// Changes the keys of TLS 1.3 connections, both ways. Returns how many could.
+    pub fn renew_keys(&self, peers: &[SocketAddr]) -> usize {
+        let peers = peers.to_vec();
+        self.ask(move |server| server.renew_keys(&peers)).unwrap_or(0)
+    }
+
     /// Writes what is queued and ends connections without a Close. Returns how many there were.
     pub fn break_off(&self, peers: &[SocketAddr], how: Break) -> usize {
         let peers = peers.to_vec();

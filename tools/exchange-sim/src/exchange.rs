@@ -68,7 +68,7 @@ impl Exchange {
     /// The address is taken or not local, or keys or the thread could not be made.
     pub fn start(config: ExchangeConfig) -> Result<Self, ExchangeError> {
         let key = ApiKey::generate()?;
-        let (ca_pem, server_tls) = certificate::tls()?;
+        let (ca_pem, server_tls) = certificate::tls(config.security)?;
         let wanted = config.listen;
         let listen = |source| ExchangeError::Listen { address: wanted, source };
         let front = Door::open(wanted).map_err(listen)?;

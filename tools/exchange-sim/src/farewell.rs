@@ -13,7 +13,7 @@ use crate::server::{Server, WRITE_DEADLINE};
 
 /// An end without a Close, after everything queued.
 ///
-/// As a text: `fin`, `truncated`, `mid_frame` or `mid_frame_reset`.
+/// As a text: `fin`, `truncated`, `mid_frame`, `mid_frame_reset`, `mid_record` or `garbage`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Break {
     /// TLS says goodbye, then FIN.
@@ -24,6 +24,10 @@ pub enum Break {
     MidFrame,
     /// Half a frame, then a reset.
     MidFrameReset,
+    /// Half a TLS record, then FIN.
+    MidRecord,
+    /// Bytes that are no TLS, then FIN.
+    Garbage,
 }
 
 impl FromStr for Break {
@@ -35,8 +39,11 @@ impl FromStr for Break {
             "truncated" => Ok(Self::Truncated),
             "mid_frame" => Ok(Self::MidFrame),
             "mid_frame_reset" => Ok(Self::MidFrameReset),
+            "mid_record" => Ok(Self::MidRecord),
+            "garbage" => Ok(Self::Garbage),
             other => Err(format!(
-                "`{other}` is no end: give fin, truncated, mid_frame or mid_frame_reset"
+                "`{other}` is no end: give fin, truncated, mid_frame, mid_frame_reset, \
+                 mid_record or garbage"
             )),
         }
     }
@@ -115,6 +122,8 @@ impl Server {
                 Break::Fin => Farewell::Polite,
                 Break::Truncated | Break::MidFrame => Farewell::Fin,
                 Break::MidFrameReset => Farewell::Reset,
+                Break::MidRecord => Farewell::HalfRecord,
+                Break::Garbage => Farewell::Garbage,
             };
             // 1006 stands for the end of a connection without a Close.
             link.ended = match how {
@@ -128,6 +137,17 @@ impl Server {
             self.venue.mark(slot);
         }
         slots.len()
+    }
+
+    /// Changes the keys of connections.
+    pub(crate) fn renew_keys(&mut self, peers: &[SocketAddr]) -> usize {
+        let mut renewed = 0;
+        for slot in self.open_slots(peers) {
+            let link = self.links.get_mut(slot as usize).and_then(Option::as_mut);
+            renewed += usize::from(link.is_some_and(Link::renew_keys));
+            self.venue.mark(slot);
+        }
+        renewed
     }
 
     /// Queues a frame as it is.

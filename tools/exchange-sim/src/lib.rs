@@ -59,6 +59,7 @@ mod proxy;
 mod remote;
 mod reply;
 mod rules;
+mod security;
 mod sending;
 mod server;
 mod settle;
@@ -83,6 +84,7 @@ pub use ledger::{ConnectionRecord, Ended, Ledger, NumberRange, Renumbering, SidR
 pub use lines::{LineDelay, LineHolder};
 pub use manners::{Fragments, Manners, Pings};
 pub use oddity::Oddity;
+pub use security::{Identity, Security};
 pub use server::ExchangeStats;
 pub use upgrade::Denied;
 pub use upgrade_faults::{Refusal, RetryAfter, UpgradeFault, UpgradeRule};

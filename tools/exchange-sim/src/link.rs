@@ -63,6 +63,10 @@ pub(crate) enum Farewell {
     Polite,
     Fin,
     Reset,
+    /// Half of one more TLS record, and FIN.
+    HalfRecord,
+    /// Bytes that are no TLS, and FIN.
+    Garbage,
 }
 
 /// One connection.
@@ -205,14 +209,29 @@ impl Link {
 
     /// Sends close_notify and FIN; what was queued must have been flushed.
     pub(crate) fn finish(&mut self, linger: Duration, now: Instant) {
-        let polite = self.farewell == Farewell::Polite;
-        if let Some(tls) = self.tls.as_mut().filter(|_| polite) {
-            tls.send_close_notify();
-            // A socket too full for the alert still carries the FIN.
-            drop(tls.write_tls(&mut self.socket));
+        // A socket too full for the last bytes still carries the FIN.
+        match (self.farewell, &mut self.tls) {
+            (Farewell::Polite, Some(tls)) => {
+                tls.send_close_notify();
+                drop(tls.write_tls(&mut self.socket));
+            }
+            (Farewell::HalfRecord, Some(tls)) => {
+                let mut record = Vec::new();
+                drop(tls.writer().write(&[0x81, 9, b'n', b'e', b'v', b'e', b'r', b' ', b'c']));
+                drop(tls.write_tls(&mut record));
+                record.truncate(record.len() / 2);
+                drop(self.socket.write(&record));
+            }
+            (Farewell::Garbage, _) => drop(self.socket.write(b"220 what is this? \r\n")),
+            _ => {}
         }
         drop(self.socket.shutdown(Shutdown::Write));
         self.stage = Stage::Lingering { until: now + linger };
+    }
+
+    /// Changes the keys it encrypts with, and asks the client to do the same (TLS 1.3).
+    pub(crate) fn renew_keys(&mut self) -> bool {
+        self.tls.as_mut().is_some_and(|tls| tls.refresh_traffic_keys().is_ok())
     }
 
     /// Makes dropping the socket a TCP reset.

@@ -13,7 +13,7 @@ use clap::Parser;
 use crossbeam_channel::{Receiver, select};
 use exchange_sim::{
     BadTickers, DataRule, Dialect, Duplicates, Exchange, ExchangeConfig, FaultRule, LineDelay,
-    Manners, Mode, Packing, UpgradeRule, Wire,
+    Manners, Mode, Packing, Security, UpgradeRule, Wire,
 };
 
 /// A stand-in for Kalshi's WebSocket exchange on a local address: TLS, signed upgrades, live
@@ -97,6 +97,9 @@ struct Flags {
     /// How it behaves, for example "pings=never no_close".
     #[arg(long, default_value = "", hide_default_value = true)]
     manners: Manners,
+    /// How its TLS is, for example "tls12 no_tickets" or "certificate=expired".
+    #[arg(long, value_name = "TLS", default_value = "", hide_default_value = true)]
+    security: Security,
     /// How far its clock is ahead, in milliseconds; behind if negative.
     #[arg(long, value_name = "MS", default_value_t = 0, allow_hyphen_values = true)]
     clock_skew: i64,
@@ -210,6 +213,7 @@ fn config(flags: &Flags) -> ExchangeConfig {
         data_faults: flags.data_fault.clone(),
         line_delays: flags.line_delay.clone(),
         manners: flags.manners,
+        security: flags.security,
         clock_skew: flags.clock_skew,
         ..ExchangeConfig::default()
     }
