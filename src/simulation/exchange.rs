@@ -56,6 +56,10 @@ pub(super) struct Exchange {
     pub(super) interval: Duration,
     /// Whether it sends pings.
     pub(super) pings: bool,
+    /// Whether it answers ours.
+    pub(super) pongs: bool,
+    /// Connections on which it has no messages to send.
+    pub(super) muted: BTreeSet<usize>,
     numbered: u64,
 }
 
@@ -69,6 +73,8 @@ impl Exchange {
             burst,
             interval,
             pings: true,
+            pongs: true,
+            muted: BTreeSet::new(),
             numbered: 0,
         }
     }
@@ -177,7 +183,13 @@ impl Exchange {
     }
 
     /// Bytes go out, and what they are goes on record.
-    fn say(&mut self, link: usize, bytes: Vec<u8>, slip: Option<Slip>, network: &mut Network) {
+    pub(super) fn say(
+        &mut self,
+        link: usize,
+        bytes: Vec<u8>,
+        slip: Option<Slip>,
+        network: &mut Network,
+    ) {
         self.ledger.sent(link, bytes.len(), slip);
         network.transmit(link, Part::Bytes(bytes));
     }
@@ -190,7 +202,8 @@ impl Exchange {
                 let by = network.faults.between_ms(0, 2);
                 network.later(by, Event::Carries { link });
             }
-            PING => self.say(link, wire::frame(PONG, payload), None, network),
+            PING if self.pongs => self.say(link, wire::frame(PONG, payload), None, network),
+            PING => {}
             PONG => self.sessions[link].pinged = None,
             CLOSE => {
                 self.sessions[link].goodbye = true;
@@ -410,6 +423,9 @@ impl Exchange {
             .map(|(&sid, sub)| (sid, sub.channel.clone(), sub.markets.iter().cloned().collect()))
             .collect();
         for (sid, channel, markets) in all {
+            if self.muted.contains(&link) {
+                break;
+            }
             // It was told to be over: nothing more comes of it, though its number is taken.
             if self.ledger.is_over(link, sid) {
                 continue;

@@ -3,7 +3,7 @@
 //! for what was there before. It knows nothing of what the bytes say.
 
 use std::cell::RefCell;
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -121,6 +121,10 @@ pub(super) struct Network {
     asked: bool,
     answer: Option<Lookup>,
     addresses: u8,
+    /// Whether the name service ever answers.
+    pub(super) name_service: bool,
+    /// Addresses where nobody answers.
+    pub(super) black_holes: BTreeSet<SocketAddr>,
 }
 
 impl Network {
@@ -137,6 +141,8 @@ impl Network {
             asked: false,
             answer: None,
             addresses: 2,
+            name_service: true,
+            black_holes: BTreeSet::new(),
         }
     }
 
@@ -307,7 +313,8 @@ impl Transport for SimNet {
             heard: network.clock.now,
         });
         network.trace.note(network.clock.now, format_args!("dial {link} {address}"));
-        if !network.faults.strikes(Fault::ConnectHangs) {
+        let nobody = network.black_holes.contains(&address);
+        if !nobody && !network.faults.strikes(Fault::ConnectHangs) {
             let refused = network.faults.strikes(Fault::ConnectRefused);
             let by = network.latency();
             network.later(by, Event::Connected { link, refused });
@@ -416,7 +423,9 @@ impl Resolver for SimNet {
             let by =
                 if slow { network.faults.between_ms(100, 5_000) } else { Duration::from_millis(1) };
             let ok = !network.faults.strikes(Fault::ResolveFails);
-            network.later(by, Event::Resolved { ok });
+            if network.name_service {
+                network.later(by, Event::Resolved { ok });
+            }
         }
     }
 

@@ -1,10 +1,15 @@
 //! Rows of the fault matrix over the whole engine, scripted: one thing goes wrong, at a time of
 //! the script's choice. By the first letters of their names.
 
+mod lasting;
+mod making;
+
 use std::time::Duration;
 
 use super::engine::Settings;
+use super::exchange::Phase;
 use super::faults::{Fault, Faults};
+use super::network::Part;
 use super::world::World;
 use crate::config::Config;
 use crate::error::Cause;
@@ -50,6 +55,12 @@ impl World {
         self.watch.live[&ConnId::new(conn)].1
     }
 
+    /// The exchange's end of a connection ends so.
+    fn end(&mut self, conn: u16, part: Part) {
+        let link = self.link(conn);
+        self.exchange.end(link, part, &mut self.network.borrow_mut());
+    }
+
     fn downs(&self) -> usize {
         self.events.iter().filter(|event| matches!(event, Event::Down { .. })).count()
     }
@@ -78,11 +89,8 @@ fn f4_a_reconnect_begins_anew_and_tells_of_no_gap() {
     let mut world = small();
     pass(&mut world, seconds(10));
     let before = world.exchange.ledger.totals;
-    for conn in [2, 4] {
-        let link = world.link(conn);
-        let network = &mut *world.network.borrow_mut();
-        world.exchange.end(link, super::network::Part::Reset, network);
-    }
+    world.end(2, Part::Reset);
+    world.end(4, Part::Reset);
     pass(&mut world, seconds(1));
     well_within(&mut world, seconds(10));
     pass(&mut world, seconds(10));
