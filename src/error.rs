@@ -424,24 +424,41 @@ mod tests {
         Cause::PeerClosed { code: Some(code), reason: String::new() }
     }
 
+    /// Closes with these codes lead to this.
+    fn closes(codes: &[u16], expected: Disposition) {
+        for &code in codes {
+            assert_eq!(closed(code).disposition(), expected, "{code}");
+        }
+    }
+
     #[test]
-    fn d1_d2_d3_d4_the_policy_is_the_designs_table() {
+    fn d1_who_goes_away_in_good_order_is_soon_called_again() {
+        closes(&[1000, 1001, 1012], Disposition::RetrySoon);
+    }
+
+    #[test]
+    fn d2_who_is_in_trouble_is_backed_off_from() {
+        closes(&[1011, 1013], Disposition::BackOff);
+    }
+
+    #[test]
+    fn d3_who_refuses_us_by_policy_is_an_operators_matter() {
+        closes(&[1008, 4000, 4001, 4999], Disposition::HaltAfterThree);
+    }
+
+    #[test]
+    fn d4_who_finds_fault_with_our_frames_is_backed_off_from() {
+        closes(&[1002, 1007, 1009], Disposition::BackOff);
+    }
+
+    #[test]
+    fn the_policy_is_the_designs_table() {
         use Disposition::*;
         let table = [
             (Cause::Ended, RetrySoon),
             (Cause::Reset, RetrySoon),
-            (closed(1000), RetrySoon),
-            (closed(1001), RetrySoon),
-            (closed(1012), RetrySoon),
-            (closed(1011), BackOff),
-            (closed(1013), BackOff),
-            (closed(1002), BackOff),
-            (closed(1007), BackOff),
-            (closed(1009), BackOff),
             (closed(1005), BackOff),
             (Cause::PeerClosed { code: None, reason: String::new() }, RetrySoon),
-            (closed(1008), HaltAfterThree),
-            (closed(4001), HaltAfterThree),
             (upgrade(401, "authentication_error NOT_FOUND", None), Halt),
             (upgrade(401, "header_timestamp_expired", None), ClockTrouble),
             (upgrade(403, "", None), HaltAfterThree),

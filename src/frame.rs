@@ -392,7 +392,7 @@ mod tests {
     }
 
     #[test]
-    fn d1_a_ping_is_answered_at_once_and_a_close_echoed() {
+    fn d1_a_close_is_echoed_and_a_ping_answered_at_once() {
         let (said, cause, sent) = run(&frame(0x89, b"heartbeat"), &[]);
         assert_eq!((said, cause, sent), (vec![Said::Other(Incoming::Ping)], None, 2 + 4 + 9));
         let (said, cause, sent) = run(&frame(0x88, &[0x03, 0xE9]), &[]);
@@ -410,9 +410,15 @@ mod tests {
     }
 
     #[test]
-    fn c4_c5_the_size_limit_is_exact_and_holds_over_fragments() {
+    fn c5_the_size_limit_is_exact() {
         assert_eq!(run(&frame(0x81, &[b'a'; MAX]), &[]).0.len(), 1);
         assert!(protocol("longer")(&run(&frame(0x81, &[b'a'; MAX + 1]), &[]).1));
+    }
+
+    #[test]
+    fn c4_the_header_alone_is_enough_and_the_limit_holds_over_fragments() {
+        let header = &frame(0x81, &[b'a'; MAX + 1])[..4];
+        assert!(protocol("longer")(&run(header, &[]).1), "not a byte of it is waited for");
         let halves = [frame(0x01, &[b'a'; MAX]), frame(0x80, b"a")].concat();
         assert!(protocol("longer")(&run(&halves, &[]).1));
     }

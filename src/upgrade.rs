@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn b8_b9_a_101_that_breaks_the_rules_is_refused() {
+    fn b8_a_101_that_breaks_the_rules_is_refused() {
         let table = [
             accepted("").replace(ACCEPT, "AAAA"),
             accepted("").replace("upgrade: WebSocket\r\n", ""),
@@ -181,6 +181,10 @@ mod tests {
         for text in table {
             assert!(matches!(cause(answer(&text, false)), Cause::Handshake { .. }), "{text}");
         }
+    }
+
+    #[test]
+    fn b9_an_extension_nobody_asked_for_is_refused_by_name() {
         let extension = accepted("Sec-WebSocket-Extensions: permessage-deflate\r\n");
         let name = "permessage-deflate".to_owned();
         assert_eq!(cause(answer(&extension, false)), Cause::Extension { name });

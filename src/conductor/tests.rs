@@ -26,6 +26,8 @@ struct World {
     dialed: Sender<Dialed<()>>,
     reports: Sender<Report>,
     lost: Sender<Lost>,
+    control: Sender<Control>,
+    stop_requested: Arc<AtomicBool>,
     events: Receiver<Event>,
     counters: Arc<Counters>,
     start: Instant,
@@ -47,13 +49,15 @@ impl World {
         let (dialed, dialed_receiver) = bounded(1_000);
         let (reports, report_receiver) = bounded(10_000);
         let (lost, lost_receiver) = bounded(10);
+        let (control, control_receiver) = bounded(4);
+        let stop_requested: Arc<AtomicBool> = Arc::default();
         let (event_sender, events) = bounded(100_000);
         let (started, _) = bounded(1);
         let now = crate::clock::now();
         let counters = Arc::new(Counters::new(POOL, SHARDS, Arc::default()));
         let mailbox = |orders| Mailbox { orders, wake: Arc::clone(&wake) };
         let inputs = Inputs {
-            control: never(),
+            control: control_receiver,
             changes: never(),
             dialed: dialed_receiver,
             reports: report_receiver,
@@ -82,7 +86,7 @@ impl World {
             dialect: settings.dialect,
             command_events: false,
             seed: 11,
-            stop_requested: Arc::default(),
+            stop_requested: Arc::clone(&stop_requested),
             started,
         };
         Self {
@@ -92,6 +96,8 @@ impl World {
             dialed,
             reports,
             lost,
+            control,
+            stop_requested,
             events,
             counters,
             start: now,
@@ -356,6 +362,25 @@ fn an_attempt_the_connector_never_answers_is_given_up_a_second_after_its_time() 
     let failed =
         |event: &Event| matches!(event, Event::AttemptFailed { cause: Cause::Local { .. }, .. });
     assert_eq!(world.seen(failed), 150);
+}
+
+#[test]
+fn g6_with_the_queue_of_questions_full_a_request_to_stop_is_seen_all_the_same() {
+    let mut world = World::new();
+    world.run(seconds(60), |_, _| Ok(()));
+    let question = || {
+        // Whoever asked has gone.
+        let (reply, _) = bounded(1);
+        Control::Subscription { ticker: "M".parse().unwrap(), reply }
+    };
+    (0..4).for_each(|_| world.control.try_send(question()).unwrap());
+    assert!(world.control.try_send(Control::Wake).is_err(), "bounded");
+    world.stop_requested.store(true, Ordering::Release);
+    world.conductor.step(world.now);
+    assert!(world.control.is_empty());
+    let stopped = |order| matches!(order, Order::Stop { .. });
+    assert!(world.shards.iter().all(|orders| orders.try_iter().any(stopped)));
+    assert!(world.dials.try_iter().any(|dial| matches!(dial, Dial::Stop)));
 }
 
 #[test]

@@ -143,20 +143,39 @@ fn a6_a_reset_during_tls_or_the_upgrade_is_a_reset() {
     assert_eq!(Cause::Reset.disposition(), Disposition::RetrySoon);
 }
 
+/// What is told of a handshake that fails for this cause.
+fn insecure(cause: &Cause) -> Cause {
+    let mut world = World::new(None);
+    let peer = world.dial(1, &[A], 0.0);
+    world.connect(&peer, Ok(()), 0.0);
+    world.secure(&peer, Err(cause.clone()), 0.0);
+    world.cause()
+}
+
 #[test]
-fn a7_a_fatal_alert_backs_off_and_a8_a_certificate_halts_after_three() {
+fn a7_a_fatal_alert_backs_off() {
     let alert = Cause::Tls { message: "received fatal alert: HandshakeFailure".into() };
+    assert_eq!(insecure(&alert), alert);
+    assert!(is_back_off(&alert));
+}
+
+#[test]
+fn a8_a_certificate_nobody_vouches_for_halts_after_three() {
     let certificate = Cause::Certificate { message: "expired".into() };
-    for (epoch, cause, disposition) in
-        [(1, alert, Disposition::BackOff), (2, certificate, Disposition::HaltAfterThree)]
-    {
-        let mut world = World::new(None);
-        let peer = world.dial(epoch, &[A], 0.0);
-        world.connect(&peer, Ok(()), 0.0);
-        world.secure(&peer, Err(cause.clone()), 0.0);
-        let told = world.cause();
-        assert_eq!((told.disposition(), told), (disposition, cause));
-    }
+    assert_eq!(insecure(&certificate), certificate);
+    assert_eq!(certificate.disposition(), Disposition::HaltAfterThree);
+}
+
+#[test]
+fn a10_bytes_that_are_no_tls_back_off() {
+    let garbage = Cause::Tls { message: "cannot decrypt peer's message".into() };
+    let mut world = World::new(None);
+    let peer = world.dial(1, &[A], 0.0);
+    world.reach_upgrade(&peer, 0.0);
+    world.give(&peer, Chunk::Fails(garbage.clone()), 0.0);
+    let cause = world.cause();
+    assert!(is_back_off(&cause));
+    assert_eq!(cause, garbage);
 }
 
 #[test]
@@ -172,23 +191,10 @@ fn a11_without_descriptors_left_it_backs_off() {
     world.dial(2, &[A], 20.0);
 }
 
-#[test]
-fn b1_b3_b5_refusals_are_told_with_their_status() {
-    use Disposition::{BackOff, Halt, HaltAfterThree};
+/// Refusals of these statuses are told with them, and lead to this.
+fn refused(statuses: &[u16], disposition: Disposition) {
     let mut world = World::new(None);
-    let table = [
-        (401, Halt),
-        (403, HaltAfterThree),
-        (404, HaltAfterThree),
-        (200, HaltAfterThree),
-        (302, HaltAfterThree),
-        (429, BackOff),
-        (500, BackOff),
-        (502, BackOff),
-        (503, BackOff),
-        (504, BackOff),
-    ];
-    for (epoch, (status, disposition)) in (1..).zip(table) {
+    for (epoch, &status) in (1..).zip(statuses) {
         let answer =
             format!("HTTP/1.1 {status} No\r\nLocation: wss://elsewhere.test/\r\n\r\nsorry");
         let cause = cause(world.answered(epoch, answer.as_bytes()));
@@ -199,19 +205,70 @@ fn b1_b3_b5_refusals_are_told_with_their_status() {
     }
 }
 
+#[test]
+fn b1_a_refused_key_halts_at_once() {
+    refused(&[401], Disposition::Halt);
+}
+
+#[test]
+fn b3_what_no_retry_mends_halts_after_three_and_no_redirect_is_followed() {
+    refused(&[403, 404, 200, 301, 302, 307, 308], Disposition::HaltAfterThree);
+}
+
+#[test]
+fn b5_an_exchange_in_trouble_is_backed_off_from() {
+    refused(&[429, 500, 502, 503, 504], Disposition::BackOff);
+}
+
 fn credentials() -> Credentials {
     let config = exchange_sim::ExchangeConfig { markets: 1, ..Default::default() };
     let exchange = exchange_sim::Exchange::start(config).unwrap();
     Credentials::from_pem("key-id", exchange.key_pem().as_bytes()).unwrap()
 }
 
+fn sent_ms(request: &str) -> u64 {
+    assert_eq!(header(request, "KALSHI-ACCESS-KEY"), "key-id");
+    header(request, "KALSHI-ACCESS-TIMESTAMP").parse().unwrap()
+}
+
 #[test]
-fn b2_a_refused_time_is_corrected_by_the_servers_date_and_b11_signed_anew() {
+fn b11_every_attempt_is_signed_anew_and_says_nothing_else() {
     let mut world = World::new(Some(credentials()));
-    let sent_ms = |request: &str| {
-        assert_eq!(header(request, "KALSHI-ACCESS-KEY"), "key-id");
-        header(request, "KALSHI-ACCESS-TIMESTAMP").parse::<u64>().unwrap()
+    let mut requests = Vec::new();
+    for (epoch, second) in [(1, 0.0), (2, 3.0)] {
+        let peer = world.dial(epoch, &[A], second);
+        requests.push(world.reach_upgrade(&peer, second));
+        world.give(&peer, Chunk::End, second);
+        assert_eq!(world.cause(), Cause::Ended);
+    }
+    let [first, second] = &requests[..] else { panic!() };
+    assert_eq!(sent_ms(second), sent_ms(first) + 3_000);
+    for name in ["KALSHI-ACCESS-SIGNATURE", "Sec-WebSocket-Key"] {
+        assert_ne!(header(first, name), header(second, name), "{name}");
+    }
+    let names = |request: &str| -> Vec<String> {
+        let lines = request.lines().skip(1).filter_map(|line| line.split_once(": "));
+        let mut names: Vec<_> = lines.map(|(name, _)| name.to_ascii_lowercase()).collect();
+        names.sort();
+        names
     };
+    let expected = [
+        "connection",
+        "host",
+        "kalshi-access-key",
+        "kalshi-access-signature",
+        "kalshi-access-timestamp",
+        "sec-websocket-key",
+        "sec-websocket-version",
+        "upgrade",
+        "user-agent",
+    ];
+    assert_eq!(names(first), expected);
+}
+
+#[test]
+fn b2_a_refused_time_is_corrected_by_the_servers_date() {
+    let mut world = World::new(Some(credentials()));
     let peer = world.dial(1, &[A], 0.0);
     let first = world.reach_upgrade(&peer, 0.0);
     assert_eq!(sent_ms(&first), 1_793_534_400_000);
@@ -313,4 +370,21 @@ fn b10_what_comes_behind_the_101_goes_along_to_the_shard() {
     let answer = [switching(""), b"\x81\x02{}".to_vec()].concat();
     let Dialed::Up { adoption, .. } = world.answered(1, &answer[..]) else { panic!() };
     assert_eq!(adoption.unread, b"\x81\x02{}");
+}
+
+#[test]
+fn i3_every_stage_of_an_attempt_has_the_one_deadline() {
+    let mut world = World::new(None);
+    world.begin(ONE, 1, 0.0);
+    assert_eq!(world.due(), Some(10.0), "resolving");
+    let peer = world.dial(2, &[A], 20.0);
+    assert_eq!(world.due(), Some(30.0), "connecting");
+    world.connect(&peer, Ok(()), 21.0);
+    assert_eq!(world.due(), Some(30.0), "securing");
+    world.secure(&peer, Ok(()), 22.0);
+    assert_eq!(world.due(), Some(30.0), "upgrading");
+    world.give(&peer, Chunk::Bytes(b"HTTP/1.1 ".to_vec()), 29.0);
+    assert_eq!(world.due(), Some(30.0), "still upgrading");
+    world.step(30.0);
+    assert_eq!((world.cause(), world.due()), (Cause::Timeout { stage: Stage::Upgrading }, None));
 }

@@ -363,31 +363,99 @@ fn j6_a_day_of_nothing_but_pings_drifts_by_nothing() {
     assert_eq!(pings, 86_400 / 15, "one each fifteen seconds, to the second");
 }
 
+/// A Close with this payload is told with this code, and answered.
+fn closed_with(payload: &[u8], expected: Option<u16>) {
+    let mut world = World::new(10);
+    let peer = world.adopt(BOOK, 1, Vec::new(), 0.0);
+    world.give(BOOK, &peer, vec![Chunk::Bytes(frame(0x88, payload))], 1.0);
+    let downs = world.downs();
+    assert!(
+        matches!(&downs[..], [Cause::PeerClosed { code, .. }] if *code == expected),
+        "{payload:?}: {downs:?}"
+    );
+    assert_eq!(opcodes(&peer), [0x8], "and answered");
+}
+
 #[test]
-fn d4_d5_every_close_there_is_is_told_with_its_code() {
+fn d4_a_close_that_finds_fault_with_us_is_told_with_its_code_and_reason() {
+    for code in [1002_u16, 1007, 1009] {
+        let payload = [&code.to_be_bytes(), &b"why"[..]].concat();
+        closed_with(&payload, Some(code));
+        let shown = Cause::PeerClosed { code: Some(code), reason: "why".into() }.to_string();
+        assert!(shown.contains(&code.to_string()) && shown.contains("why"), "{shown}");
+    }
+}
+
+#[test]
+fn d5_every_close_there_is_is_told_with_its_code() {
     for (payload, expected) in [
         (&b""[..], None),
         (&[0x03, 0xE8][..], Some(1000)),
-        (&[0x03, 0xEA][..], Some(1002)),
-        (&[0x03, 0xEF][..], Some(1007)),
-        (&[0x03, 0xF1][..], Some(1009)),
         (&[0x0F, 0xA1, b'x'][..], Some(4001)),
         // No such codes on the wire (RFC 6455, 7.4): the library calls them a violation.
+        (&[0x03, 0xE7][..], Some(1002)),
+        (&[0x03, 0xED][..], Some(1002)),
         (&[0x03, 0xEE][..], Some(1002)),
         (&[0x13, 0x88][..], Some(1002)),
     ] {
-        let mut world = World::new(10);
-        let peer = world.adopt(BOOK, 1, Vec::new(), 0.0);
-        world.give(BOOK, &peer, vec![Chunk::Bytes(frame(0x88, payload))], 1.0);
-        let downs = world.downs();
-        assert!(
-            matches!(&downs[..], [Cause::PeerClosed { code, .. }] if *code == expected),
-            "{payload:?}: {downs:?}"
-        );
-        assert_eq!(opcodes(&peer), [0x8], "and answered");
+        closed_with(payload, expected);
     }
     let mut world = World::new(10);
     let peer = world.adopt(BOOK, 1, Vec::new(), 0.0);
     world.give(BOOK, &peer, vec![Chunk::Bytes(frame(0x88, b"x"))], 1.0);
     assert!(matches!(world.downs()[..], [Cause::Protocol { .. }]));
+}
+
+#[test]
+fn i3_every_phase_of_a_live_connection_has_a_deadline() {
+    // At the latest then; it may look earlier, and find nothing to do.
+    let by = |due: f64, expected: f64| assert!(due < expected + 0.001, "{due}");
+    let mut world = World::with(1, crate::overflow::Overflow::Backpressure.into());
+    let peer = world.adopt(BOOK, 1, Vec::new(), 0.0);
+    by(world.due(), 15.0); // quiet
+    world.settle(15.0);
+    by(world.due(), 25.0); // pinged
+    world.give(BOOK, &peer, vec![Chunk::Bytes(vec![0x81])], 16.0);
+    by(world.due(), 25.0); // part of a message, which has until 36
+    world.give(BOOK, &peer, vec![Chunk::Bytes(delta(1)[1..].to_vec())], 17.0);
+    by(world.due(), 32.0); // quiet again
+    world.subscribe(18.0);
+    by(world.due(), 23.0); // a command under way
+    world.give(BOOK, &peer, vec![Chunk::Bytes([delta(2), delta(3)].concat())], 19.0);
+    assert!(world.due() < 20.0, "held back: soon offered again");
+    world.orders.send(Order::Stop { until: world.start + seconds(60) }).unwrap();
+    world.received();
+    world.settle(20.0);
+    assert!(world.due() <= 21.0, "closing: {}", world.due());
+}
+
+#[test]
+fn c8_whatever_json_comes_is_delivered_as_it_is_and_its_number_checked_if_readable() {
+    let mut world = World::new(100);
+    let peer = world.adopt(BOOK, 1, Vec::new(), 0.0);
+    let deep = format!(r#"{{"type":"x","msg":{}1{}}}"#, "[".repeat(10_000), "]".repeat(10_000));
+    let texts = [
+        r#"{"type":"orderbook_delta","sid":1,"seq":1,"msg":{"market_ticker":"A\"B"}}"#,
+        r#"{"seq":2,"msg":{"sid":9,"seq":9},"sid":1,"type":"orderbook_delta"}"#,
+        r#"{"type":"orderbook_delta","sid":"1","seq":3,"msg":{}}"#,
+        r#"{"type":"orderbook_delta","sid":1,"seq":99999999999999999999999,"msg":{}}"#,
+        r#"{"type":"never_heard_of","sid":1,"seq":3,"msg":{}}"#,
+        r#"{"type":"orderbook_delta","sid":1,"seq":4"#,
+        "\u{feff}{\"type\":\"orderbook_delta\",\"sid\":1,\"seq\":4}",
+        &deep,
+        r#"{"type":"orderbook_delta","type":"trade","sid":1,"sid":1,"seq":6,"msg":{}}"#,
+    ];
+    for text in texts {
+        world.give(BOOK, &peer, vec![Chunk::Bytes(super::world::text(text))], 1.0);
+    }
+    let received = world.received();
+    let whole: Vec<_> = received.iter().map(|message| message.data.as_ref()).collect();
+    assert_eq!(whole, texts.map(str::as_bytes));
+    let numbers: Vec<_> =
+        received.iter().map(|m| (m.seq.map(|seq| seq.number()), m.gap_size)).collect();
+    assert_eq!(numbers[..2], [(Some(1), 0), (Some(2), 0)]);
+    assert_eq!((numbers[4].0, numbers[5].0, numbers[6].0), (Some(3), None, None));
+    assert!(received.iter().all(|message| message.epoch == Epoch::new(1)));
+    assert!(world.counters.unreadable.total() >= 2 && world.counters.unknown_types.total() >= 1);
+    assert!(world.downs().is_empty(), "and nothing ends");
 }
