@@ -1,4 +1,4 @@
-//! What the log may show, and how much of it. Alone in its process, which has one logger.
+//! What the log may never show. Alone in its process, which has one logger.
 
 #![allow(
     clippy::unwrap_used,
@@ -26,8 +26,6 @@ const SIGNATURE_CHARS: usize = 300;
 struct Reader {
     secrets: OnceLock<Vec<String>>,
     lines: AtomicU64,
-    /// Those of our own at `info` and above: what an operator has to live with.
-    told: AtomicU64,
     leaks: AtomicU64,
 }
 
@@ -58,9 +56,6 @@ impl log::Log for Reader {
     fn log(&self, record: &log::Record<'_>) {
         let text = record.args().to_string();
         self.lines.fetch_add(1, Ordering::Relaxed);
-        if record.target().starts_with("kalshi_feed") && record.level() <= log::Level::Info {
-            self.told.fetch_add(1, Ordering::Relaxed);
-        }
         if leaks(&text) {
             self.leaks.fetch_add(1, Ordering::Relaxed);
             eprintln!("a secret in the log: {} {}", record.target(), record.level());
@@ -77,7 +72,7 @@ fn secrets(exchange: &Exchange) -> Vec<String> {
 }
 
 #[test]
-fn j7_j9_no_secret_at_any_level_and_no_flood_in_a_loop_of_refusals() {
+fn j7_no_secret_at_any_level_in_a_loop_of_refusals() {
     log::set_logger(reader()).unwrap();
     log::set_max_level(log::LevelFilter::Trace);
     let exchange = ExchangeConfig { markets: 50, rate_per_second: 500, ..Default::default() };
@@ -92,7 +87,6 @@ fn j7_j9_no_secret_at_any_level_and_no_flood_in_a_loop_of_refusals() {
     assert!(!leaks(&shown), "{shown}");
     // Every connection is cut, and refused for as long as five hundred attempts take.
     rig.exchange.refuse_upgrades(Some(503));
-    let before = (reader().told.load(Ordering::Relaxed), std::time::Instant::now());
     rig.exchange.cut(&rig.exchange.connections());
     rig.consume_until(
         "five hundred attempts were refused",
@@ -102,11 +96,6 @@ fn j7_j9_no_secret_at_any_level_and_no_flood_in_a_loop_of_refusals() {
             rig.seen.iter().filter(failed).count() >= 500
         },
     );
-    let told = reader().told.load(Ordering::Relaxed) - before.0;
-    let seconds = before.1.elapsed().as_secs();
-    println!("{told} lines in {seconds} s");
-    // One a second of attempts, one a second of losses, and one each to begin with.
-    assert!(told <= 2 * (seconds + 2), "{told} lines in {seconds} s");
     rig.exchange.refuse_upgrades(Some(401));
     rig.consume_until("all are halted", |_| {}, |rig| rig.handle.stats().connections_halted == 8);
     let events = format!("{:?}", rig.seen);

@@ -91,28 +91,6 @@ fn d6_twenty_connections_reset_at_once_come_back_with_every_market() {
 }
 
 #[test]
-fn d1_d2_close_frames_of_every_kind_lead_back_to_live() {
-    for code in [1000, 1001, 1011, 1012, 1013] {
-        let mut rig = Rig::start(exchange(), PoolLayout::new(1, 1, 1, 5), |settings| settings);
-        rig.all_confirmed(400);
-        let peers = rig.exchange.connections();
-        assert_eq!(rig.exchange.close(&peers, code), 8);
-        rig.consume_until(
-            "all are back",
-            |_| {},
-            |rig| {
-                let stats = rig.handle.stats();
-                stats.connections_healthy == 8
-                    && stats.reconnects == 8
-                    && stats.markets_total == 400
-            },
-        );
-        let (verdict, _) = rig.settle();
-        assert_eq!(verdict.unaccounted, 0, "{code}: {:#?}", verdict.findings);
-    }
-}
-
-#[test]
 fn j1_handshakes_after_a_storm_resume_their_tls_sessions() {
     let mut rig = Rig::start(exchange(), PoolLayout::new(2, 2, 2, 24), |settings| settings);
     rig.all_confirmed(400);

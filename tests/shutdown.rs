@@ -123,7 +123,7 @@ fn live_and_die(state: usize) {
 }
 
 #[test]
-fn j3_j4_a_hundred_lives_in_every_state_leave_nothing_behind() {
+fn j3_a_hundred_lives_in_every_state_leave_nothing_behind() {
     // Whatever is made once and for all is made by the first.
     (0..8).for_each(live_and_die);
     let before = settled(None);

@@ -418,6 +418,27 @@ fn ctrl_c_ends_a_run_early_with_its_summary() {
 }
 
 #[test]
+fn j4_a_sigterm_during_the_start_ends_it_at_once_and_says_so() {
+    let venue = Venue::open("sigterm", 1_000);
+    venue.exchange.refuse_upgrades(Some(503));
+    let mut command = venue.command("run", &["--json"]);
+    let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut running = Running(child);
+    while venue.exchange.stats().upgrades_rejected < 150 {
+        assert!(running.0.try_wait().unwrap().is_none(), "ended early");
+        std::thread::yield_now();
+    }
+    let process = running.0.id().to_string();
+    assert!(Command::new("kill").args(["-TERM", &process]).status().unwrap().success());
+    let mut said = String::new();
+    running.0.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    let status = running.0.wait().unwrap();
+    assert_eq!(status.code(), Some(1), "{said}");
+    assert!(said.contains("stopped before the connections were live"), "{said}");
+    assert!(venue.exchange.connections().is_empty());
+}
+
+#[test]
 fn a_reader_that_leaves_ends_it_quietly() {
     let venue = Venue::open("pipe", 1_000);
     let mut command = venue.command("run", &[]);
