@@ -103,6 +103,31 @@ fn nothing_is_left_over() {
     }
 }
 
+/// What can go wrong, by letter and number: each has a test whose name begins with them. C10 (a
+/// test suite for WebSocket clients) and J5 (a night's run) are no tests of this kind.
+const ROWS: [(char, &[u8]); 7] = [
+    ('a', &[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]),
+    ('b', &[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]),
+    ('c', &[1, 2, 3, 4, 5, 6, 7, 8, 9]),
+    ('d', &[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]),
+    ('g', &[4, 5, 6, 7]),
+    ('h', &[1, 2, 3, 4]),
+    ('j', &[1, 2, 3, 4, 6, 7, 8, 9]),
+];
+
+#[test]
+fn every_row_of_what_can_go_wrong_has_a_test() {
+    let sources: Vec<_> =
+        all_sources().into_iter().map(|path| fs::read_to_string(path).unwrap()).collect();
+    for (letter, numbers) in ROWS {
+        for number in numbers {
+            let start = format!("fn {letter}{number}_");
+            let tested = sources.iter().any(|text| text.contains(&start));
+            assert!(tested, "no test is named {letter}{number}_…");
+        }
+    }
+}
+
 #[test]
 fn the_readmes_example_is_the_example() {
     let readme = fs::read_to_string(root().join("README.md")).unwrap();
