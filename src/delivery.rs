@@ -115,7 +115,8 @@ impl Delivery {
         Self::default()
     }
 
-    /// By a handler on each shard's own thread; `factory` is called there, once for each shard.
+    /// By a handler on each shard's own thread; `factory` is called there, once for each shard,
+    /// and again should a bug of the engine's make a shard start anew.
     /// There is no queue then, so nothing is ever dropped for want of room.
     pub fn inline<H: Handler + 'static>(
         factory: impl Fn(ShardId) -> H + Send + Sync + 'static,

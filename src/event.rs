@@ -204,6 +204,12 @@ pub enum Event {
         /// How many turns since then were too long.
         turns: u64,
     },
+    /// A shard failed by a bug of the engine's. Its connections are closed, each with its `Down`,
+    /// and made anew, an inline handler too; the other shards go on.
+    ShardRestarted {
+        /// Which shard.
+        shard: ShardId,
+    },
     /// A thread of the engine ended, by a bug in it or because its inline handler panicked. The
     /// connections of a shard are halted and the others go on; without the connector nothing
     /// reconnects, and without the conductor the engine stops.

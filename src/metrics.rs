@@ -46,6 +46,7 @@ impl Stats {
             ("pool_full_total", "Times markets began to wait: all were full.", self.pool_full),
             ("commands_timed_out_total", "Commands without reply.", self.commands_timed_out),
             ("events_dropped_total", "Events without room.", self.events_dropped),
+            ("shard_restarts_total", "Shards restarted after a bug.", self.shard_restarts),
             ("handler_calls_total", "Calls of inline handlers.", self.handler_calls),
             ("handler_slow_total", "Calls over the threshold.", self.handler_slow),
         ] {

@@ -41,6 +41,8 @@ struct Slot<L> {
     owed: u64,
     /// The last epoch there was.
     epoch: Epoch,
+    /// The end of that epoch has still to be told.
+    up: bool,
     /// What found no room and must not be dropped; nothing is read meanwhile.
     held: Held,
     /// On the list of those to drive without waiting for an event.
@@ -74,6 +76,8 @@ pub(crate) struct Shard<T: Transport> {
     outlet: Outlet,
     overflow: OverflowPolicy,
     inline: Option<Inline>,
+    delivery: Delivery,
+    handler_slow_threshold: Duration,
     turn_budget: usize,
     lifecycle: Option<Sender<RawMessage>>,
     counters: Arc<CachePadded<ShardCounters>>,
@@ -129,6 +133,7 @@ impl<T: Transport> Shard<T> {
                 live: None,
                 owed: 0,
                 epoch: Epoch::new(0),
+                up: false,
                 held: Held::Nothing,
                 queued: false,
                 read_closed: false,
@@ -146,6 +151,8 @@ impl<T: Transport> Shard<T> {
             outlet: parts.outlet,
             overflow: parts.overflow,
             inline: parts.delivery.handler(parts.id, parts.handler_slow_threshold),
+            delivery: parts.delivery,
+            handler_slow_threshold: parts.handler_slow_threshold,
             turn_budget: parts.turn_budget,
             lifecycle: None,
             counters: parts.counters,
@@ -397,6 +404,9 @@ impl<T: Transport> Shard<T> {
         }
         let live = self.counters.connections.total().saturating_sub(1);
         self.counters.connections.set(live);
+        if let Some(slot) = self.slots.get_mut(index) {
+            slot.up = false;
+        }
         self.report(Report::Down { conn, epoch, cause, heard });
     }
 
@@ -474,6 +484,7 @@ impl<T: Transport> Shard<T> {
 
 mod ending;
 mod orders;
+mod restart;
 #[cfg(test)]
 mod tests;
 mod timers;

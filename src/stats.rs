@@ -99,6 +99,8 @@ pub(crate) struct ShardCounters {
     pub(crate) control_ns: Spread,
     /// Turns that took longer than the threshold.
     pub(crate) cycles_slow: Counter,
+    /// Restarts after a bug.
+    pub(crate) restarts: Counter,
     /// Connections told to be silent now.
     pub(crate) silent: Counter,
     /// Silences told.
@@ -285,6 +287,7 @@ impl Counters {
             connections_lagging: self.sum(|shard| &shard.lagging),
             feed_lag_ms: self.highest(|shard| &shard.lag_ms),
             feed_lag_ms_max: self.highest(|shard| &shard.lag_ms_max),
+            shard_restarts: self.sum(|shard| &shard.restarts),
             cycles_slow: self.sum(|shard| &shard.cycles_slow),
             cycle_ns_max: self.highest(|shard| &shard.cycle_ns_max),
             clock_corrections: control.clock_corrections.total(),
@@ -473,6 +476,8 @@ pub struct Stats {
     pub feed_lag_ms: u64,
     /// The highest sample so far, in milliseconds.
     pub feed_lag_ms_max: u64,
+    /// How often a shard was restarted after a bug of the engine's; anything but zero is one.
+    pub shard_restarts: u64,
     /// Turns of shards that took longer than `stall_threshold`.
     pub cycles_slow: u64,
     /// The longest turn of any shard, in nanoseconds of wall time.

@@ -134,7 +134,7 @@ pub(crate) fn run_shard<T: Transport>(
         }
         let now = clock::now();
         let busy = shard.is_ready();
-        next = shard.step(now);
+        next = shard.turn(now);
         before = clock::now();
         if busy {
             worked = before;

@@ -59,12 +59,12 @@ impl<T: Transport> Shard<T> {
         let Some(slot) = self.slots.get_mut(index) else {
             return;
         };
+        (slot.epoch, slot.up) = (epoch, true);
         let owed = std::mem::take(&mut slot.owed);
         let watched = self.transport.register(&mut socket, index);
         self.counters.bytes_received.add(widen(unread.len()));
         let link = Link::new((conn, epoch, role), owed, unread, self.settings, now);
         slot.live = Some((socket, link));
-        slot.epoch = epoch;
         slot.read_closed = false;
         slot.broken = None;
         self.counters.connections.add(1);

@@ -2,6 +2,7 @@
 
 mod commands;
 mod liveness;
+mod restart;
 mod world;
 
 use alloc_tracker::{Allocator, Session};

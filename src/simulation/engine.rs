@@ -146,6 +146,8 @@ pub(super) struct Engine {
     pub(super) counters: Arc<Counters>,
     pub(super) registry: RegistryHost,
     wakes: Vec<Arc<AtomicBool>>,
+    /// Shards that fail by a bug are restarted, as their threads do; else it ends the run.
+    pub(super) forgiving: bool,
 }
 
 /// Sees what passes between the parties.
@@ -205,6 +207,7 @@ impl Engine {
             counters,
             registry: host,
             wakes,
+            forgiving: false,
         };
         (engine, messages)
     }
@@ -271,7 +274,7 @@ impl Engine {
                     hatch.pass(usize::MAX, |order| witness.order(order))?;
                 }
                 shard.wait(None).map_err(|error| error.to_string())?;
-                Ok(shard.step(now))
+                Ok(if self.forgiving { shard.turn(now) } else { shard.step(now) })
             }
         }
     }

@@ -123,6 +123,8 @@ pub(super) struct Network {
     addresses: u8,
     /// Whether the name service ever answers.
     pub(super) name_service: bool,
+    /// Reading this link is a bug of the engine's, the next time.
+    pub(super) panics: Option<usize>,
     /// Addresses where nobody answers.
     pub(super) black_holes: BTreeSet<SocketAddr>,
 }
@@ -142,6 +144,7 @@ impl Network {
             answer: None,
             addresses: 2,
             name_service: true,
+            panics: None,
             black_holes: BTreeSet::new(),
         }
     }
@@ -353,6 +356,9 @@ impl Transport for SimNet {
 
     fn receive(&mut self, link: &mut SimLink, plain: &mut Vec<u8>) -> Result<Received, Cause> {
         let network = &mut *self.network.borrow_mut();
+        if network.panics.take_if(|panics| *panics == link.link).is_some() {
+            panic!("a bug, put here on purpose");
+        }
         let (at, most) = (network.clock.stamp(), network.read_bytes);
         let socket = &mut network.sockets[link.link];
         socket.reads += 1;

@@ -118,6 +118,32 @@ fn f9_a_storm_of_gaps_is_told_number_by_number_and_starts_no_storm_of_ours() {
 }
 
 #[test]
+fn g5_a_shard_that_fails_by_a_bug_comes_back_with_all_its_markets() {
+    let mut world = small();
+    world.engine.forgiving = true;
+    for conn in [1, 4, 5] {
+        let link = world.link(conn);
+        world.network.borrow_mut().panics = Some(link);
+        pass(&mut world, seconds(5));
+        well_within(&mut world, seconds(10));
+    }
+    let restarted = |event: &&Event| matches!(event, Event::ShardRestarted { .. });
+    assert_eq!(world.events.iter().filter(restarted).count(), 3);
+    // Pairs 1 and 2, 5 and 6 are with the one shard, 3 and 4 with the other.
+    let downs: Vec<_> = world
+        .events
+        .iter()
+        .filter_map(|event| match event {
+            Event::Down { conn, cause: Cause::Local { .. }, .. } => Some(conn.number()),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(downs, [1, 2, 5, 6, 3, 4, 1, 2, 5, 6]);
+    assert_eq!(world.downs(), 10, "and for no other reason");
+    world.stop().unwrap();
+}
+
+#[test]
 fn h2_a_process_stopped_while_it_waits_for_pongs_gives_nobody_up_that_sent_them() {
     let mut world = small();
     // Nothing comes but the answers to our pings, and those are on their way for long.

@@ -2,7 +2,7 @@
 //! share; nothing here asserts.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::SystemTime;
 
 use crossbeam_channel::bounded;
@@ -21,6 +21,8 @@ pub(super) enum Chunk {
     Bytes(Vec<u8>),
     End,
     Reset,
+    /// A bug, as the thing that reads it will have it.
+    Panics,
 }
 
 /// Our end of a scripted connection.
@@ -43,6 +45,8 @@ pub(super) struct FakeNet {
     now: Receiver<Stamp>,
     at: Stamp,
     copied: Arc<AtomicUsize>,
+    /// Registering a link is a bug.
+    register_panics: Arc<AtomicBool>,
 }
 
 impl Transport for FakeNet {
@@ -52,6 +56,8 @@ impl Transport for FakeNet {
         Err(Cause::Reset)
     }
     fn register(&mut self, _: &mut FakeLink, _: usize) -> Result<(), Cause> {
+        let panics = self.register_panics.swap(false, Ordering::Relaxed);
+        assert!(!panics, "a bug, put here on purpose");
         Ok(())
     }
     fn deregister(&mut self, _: &mut FakeLink) {}
@@ -71,6 +77,7 @@ impl Transport for FakeNet {
                 plain.extend(bytes);
                 Ok(Received::Some { more: !link.inbound.is_empty(), at: self.stamp() })
             }
+            Ok(Chunk::Panics) => panic!("a bug, put here on purpose"),
             Ok(Chunk::End) => Ok(Received::Ended),
             Ok(Chunk::Reset) => Err(Cause::Reset),
             Err(_) => Ok(Received::Blocked),
@@ -122,6 +129,7 @@ pub(super) struct World {
     pub(super) wall: SystemTime,
     /// Bytes that went before those of a read.
     pub(super) copied: Arc<AtomicUsize>,
+    pub(super) register_panics: Arc<AtomicBool>,
     pub(super) messages: Messages,
     pub(super) registry: Receiver<RawMessage>,
     pub(super) counters: Arc<CachePadded<ShardCounters>>,
@@ -161,7 +169,14 @@ impl World {
         let at = Stamp { wall, mono: start };
         let mut settings = settings();
         adjust(&mut settings);
-        let net = FakeNet { ready: ready_receiver, now, at, copied: Arc::clone(&copied) };
+        let register_panics: Arc<AtomicBool> = Arc::default();
+        let net = FakeNet {
+            ready: ready_receiver,
+            now,
+            at,
+            copied: Arc::clone(&copied),
+            register_panics: Arc::clone(&register_panics),
+        };
         let shard = Shard::new(ShardParts {
             id: ShardId::new(0),
             shards: 1,
@@ -188,6 +203,7 @@ impl World {
             clock,
             wall,
             copied,
+            register_panics,
             messages,
             registry,
             counters,
@@ -204,6 +220,18 @@ impl World {
         self.clock.send(Stamp { wall, mono: now }).unwrap();
         self.shard.wait(None).unwrap();
         self.next = self.shard.step(now);
+    }
+
+    /// Turns as the thread has them, bugs and all, until nothing is left to do.
+    pub(super) fn survive(&mut self, seconds: f64) {
+        let now = self.start + Duration::from_secs_f64(seconds);
+        loop {
+            self.shard.wait(None).unwrap();
+            self.next = self.shard.turn(now);
+            if self.next != Next::Now {
+                return;
+            }
+        }
     }
 
     /// Turns at this time until nothing is left to do.
@@ -229,6 +257,13 @@ impl World {
         unread: Vec<u8>,
         seconds: f64,
     ) -> Peer {
+        let peer = self.entrust(conn, epoch, unread);
+        self.settle(seconds);
+        peer
+    }
+
+    /// A connection comes for the shard, which has not looked yet.
+    pub(super) fn entrust(&mut self, conn: ConnId, epoch: u32, unread: Vec<u8>) -> Peer {
         let (chunks, inbound) = bounded(10_000);
         let (outbound, sent) = bounded(10_000);
         let (block, blocked) = bounded(10);
@@ -236,7 +271,6 @@ impl World {
         let role = POOL.role(conn).unwrap();
         let adoption = Adoption { conn, epoch: Epoch::new(epoch), role, link, unread };
         self.orders.send(Order::Adopt(Box::new(adoption))).unwrap();
-        self.settle(seconds);
         Peer { chunks, sent, block }
     }
 
