@@ -6,7 +6,7 @@
 mod markets;
 mod start;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -21,13 +21,14 @@ use crate::dialect::Dialect;
 use crate::error::{Cause, StartError};
 use crate::event::Event;
 use crate::hush::Hush;
-use crate::ids::{ConnId, Epoch, Role, Ticker, widen};
+use crate::ids::{ConnId, Epoch, Role, ShardId, Ticker, widen};
 use crate::mailbox::{Control, Inputs, Lost, Mailbox, Order, Report};
 use crate::pool::shard_of;
 use crate::registry::{Registry, Wish};
 use crate::stats::Counters;
 use crate::subscription::Subscriptions;
 use crate::timer::{Next, after, earlier};
+use crate::watchdog::Watchdog;
 
 /// How long a stop may take that any thread asked for.
 const REQUESTED_STOP: Duration = Duration::from_secs(1);
@@ -81,6 +82,9 @@ pub(crate) struct Conductor<L> {
     /// first connection to come up does not get them all.
     placing: bool,
     shards_running: usize,
+    /// Shards whose threads have ended.
+    shards_lost: BTreeSet<ShardId>,
+    watchdog: Watchdog,
     has_started: bool,
     /// Log lines of which there would be many at once.
     hushed_lost: Hush,
@@ -105,6 +109,8 @@ impl<L> Conductor<L> {
             phase: Phase::Starting { until: after(now, parts.start_timeout) },
             placing: false,
             shards_running: parts.shards.len(),
+            shards_lost: BTreeSet::new(),
+            watchdog: Watchdog::default(),
             has_started: false,
             hushed_lost: Hush::default(),
             hushed_failed: Hush::default(),
@@ -324,6 +330,7 @@ impl<L> Conductor<L> {
             self.event(Event::ThreadLost { thread });
             let Some(shard) = shard else { continue };
             self.shards_running = self.shards_running.saturating_sub(1);
+            self.shards_lost.insert(shard);
             let shards = self.parts.shards.len();
             let ids: Vec<_> = self.connections.iter().map(|connection| connection.conn).collect();
             for conn in ids {
@@ -331,6 +338,22 @@ impl<L> Conductor<L> {
                     self.orphan(conn, now);
                 }
             }
+        }
+    }
+
+    /// Looks whether every shard still has its turns.
+    pub(crate) fn look_after_shards(&mut self, now: Instant) {
+        if matches!(self.phase, Phase::Stopping { .. }) {
+            return;
+        }
+        let counters = Arc::clone(&self.parts.counters);
+        let lost = &self.shards_lost;
+        let turns = (0..).zip(&counters.shards).map(|(number, shard)| {
+            (!lost.contains(&ShardId::new(number))).then(|| shard.cycles.total())
+        });
+        for (shard, lasted) in self.watchdog.look(turns, now) {
+            log::error!("shard {shard} has had no turn for {lasted:.1?}: its handler, or a bug");
+            self.event(Event::ShardStuck { shard, lasted });
         }
     }
 

@@ -204,6 +204,14 @@ pub enum Event {
         /// How many turns since then were too long.
         turns: u64,
     },
+    /// A shard has had no turn for seconds and its sockets wait: its inline handler does not come
+    /// back, or a bug of the engine's. Told once; a `ShardStalled` follows when it goes on.
+    ShardStuck {
+        /// Which shard.
+        shard: ShardId,
+        /// Since its last turn, about.
+        lasted: Duration,
+    },
     /// A shard failed by a bug of the engine's. Its connections are closed, each with its `Down`,
     /// and made anew, an inline handler too; the other shards go on.
     ShardRestarted {

@@ -84,6 +84,7 @@ mod transport;
 mod upgrade;
 mod warning;
 mod watch;
+mod watchdog;
 mod wiring;
 
 pub use assign::Unplaced;

@@ -237,9 +237,7 @@ impl Counters {
     /// Everything, read now.
     pub(crate) fn snapshot(&self, abandoned: bool) -> Stats {
         let control = &*self.control;
-        let forwarded = self.sum(|shard| &shard.messages_forwarded);
-        let inline = self.sum(|shard| &shard.messages_consumed);
-        let consumed = self.consumed.total().saturating_add(inline);
+        let (forwarded, consumed) = self.handed();
         let healthy = self.healthy();
         Stats {
             connections_total: widen(self.pool.connections()),
@@ -312,6 +310,13 @@ impl Counters {
     fn healthy(&self) -> [(Role, u64); 4] {
         let live = |role: Role| self.control.connections_healthy.get(role.index());
         Role::ALL.map(|role| (role, live(role).map_or(0, Counter::total)))
+    }
+
+    /// Messages handed over, and those of them that were taken.
+    fn handed(&self) -> (u64, u64) {
+        let inline = self.sum(|shard| &shard.messages_consumed);
+        let consumed = self.consumed.total().saturating_add(inline);
+        (self.sum(|shard| &shard.messages_forwarded), consumed)
     }
 
     fn cpu_ns(&self) -> u64 {

@@ -20,6 +20,7 @@ use crate::stats::{Counter, ShardCounters};
 use crate::timer::Next;
 use crate::transport::Transport;
 use crate::warning::{Warning, Warnings};
+use crate::watchdog;
 
 /// The threads there is one of.
 pub(crate) const CONDUCTOR: &str = "kf-conductor";
@@ -244,7 +245,10 @@ pub(crate) fn run_conductor<L>(mut conductor: Conductor<L>, cpu: &Counter) -> Co
             Next::Done => break,
             next => {
                 CpuTime::publish(cpu);
-                conductor.wait(plain_timeout(next, now));
+                conductor.look_after_shards(now);
+                // Not for longer than it may take its eyes off the shards.
+                let timeout = plain_timeout(next, now).unwrap_or(watchdog::LOOK);
+                conductor.wait(Some(timeout.min(watchdog::LOOK)));
             }
         }
     }

@@ -86,3 +86,34 @@ fn g5_a_handler_that_panics_takes_only_its_shard_along() {
     let report = rig.manager.stop(Duration::from_secs(2));
     assert_eq!((report.stuck.len(), report.panicked.len()), (0, 0));
 }
+
+#[test]
+fn g5_a_handler_that_does_not_come_back_is_told_of_while_it_hangs() {
+    let armed = Arc::new(AtomicBool::new(false));
+    let trigger = Arc::clone(&armed);
+    let (hold, held) = bounded::<()>(0);
+    let delivery = Delivery::inline(move |shard| {
+        let (armed, held) = (Arc::clone(&armed), held.clone());
+        move |_: &Batch<'_>| {
+            if shard == ShardId::new(1) && armed.load(Ordering::Relaxed) {
+                // Until the test lets go.
+                held.recv().unwrap_or_default();
+            }
+        }
+    });
+    let pool = PoolLayout::new(2, 2, 2, 10);
+    let mut rig = Rig::with_delivery(exchange(), pool, |settings| settings, delivery);
+    rig.manager.start().unwrap();
+    trigger.store(true, Ordering::Relaxed);
+    let one = ShardId::new(1);
+    let stuck = |event: &Event| matches!(event, Event::ShardStuck { shard, .. } if *shard == one);
+    rig.consume_until("it is told", |_| {}, |rig| rig.seen.iter().any(stuck));
+    drop(hold);
+    let goes_on =
+        |event: &Event| matches!(event, Event::ShardStalled { shard, .. } if *shard == one);
+    rig.consume_until("it goes on", |_| {}, |rig| rig.seen.iter().any(goes_on));
+    let about = |event: &&Event| matches!(event, Event::ShardStuck { .. });
+    assert_eq!(rig.seen.iter().filter(about).count(), 1, "once, and of no other");
+    let report = rig.manager.stop(Duration::from_secs(2));
+    assert_eq!((report.stuck.len(), report.panicked.len()), (0, 0));
+}
