@@ -69,6 +69,7 @@ mod request;
 mod resolve;
 mod sequence;
 mod shard;
+mod shard_stats;
 #[cfg(test)]
 mod simulation;
 mod socket;
@@ -112,8 +113,9 @@ pub use pool::PoolLayout;
 pub use registry::{
     ChangeKind, ChannelRegistry, MarketChange, MarketStatus, Registry, RegistryHost, StaticRegistry,
 };
+pub use shard_stats::ShardStats;
 pub use spread::Durations;
-pub use stats::{ShardStats, Stats, SubscribeErrors};
+pub use stats::{Stats, SubscribeErrors};
 pub use warning::Warning;
 
 /// The README's Rust is compiled by the tests.
