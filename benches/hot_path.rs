@@ -128,7 +128,8 @@ fn hand_off(criterion: &mut Criterion) {
                 let (start, end) = (at * 4, at * 4 + 200);
                 let (sid, seq) = (Some(Sid::new(2)), Some(Seq::new(at as u64)));
                 let continuity = Continuity::Next;
-                buffer.entries.push(Entry { start, end, sid, seq, gap_size: 0, continuity });
+                let (gap_size, suspect) = (0, false);
+                buffer.entries.push(Entry { start, end, sid, seq, gap_size, continuity, suspect });
             }
             let (sent, rest) = outlet.offer(buffer);
             assert!(sent == FRAMES && rest.is_none());

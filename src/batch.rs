@@ -66,7 +66,9 @@ pub struct RawMessage {
     pub gap_size: u64,
     /// Where it stands in the sequence.
     pub continuity: Continuity,
-    /// Whether its market's book is known to be out of step. Always false under the gap policy
+    /// Whether its market's book is known to be out of step: messages were lost, and no fresh
+    /// snapshot of the market has come since ([`GapPolicy`](crate::GapPolicy)). The snapshot that
+    /// mends it is not suspect itself. Of order books only, and always false under the gap policy
     /// `Flag`, which repairs nothing and so tracks no repair.
     pub suspect: bool,
 }
@@ -80,6 +82,7 @@ pub(crate) struct Entry {
     pub(crate) seq: Option<Seq>,
     pub(crate) gap_size: u64,
     pub(crate) continuity: Continuity,
+    pub(crate) suspect: bool,
 }
 
 /// What one socket read gave, as it travels: the bytes received, and where in them the messages
@@ -102,7 +105,7 @@ impl Entry {
     #[inline]
     pub(crate) fn next(range: Range<usize>, sid: Sid, seq: Seq) -> Self {
         let (Range { start, end }, sid, seq) = (range, Some(sid), Some(seq));
-        Self { start, end, sid, seq, gap_size: 0, continuity: Continuity::Next }
+        Self { start, end, sid, seq, gap_size: 0, continuity: Continuity::Next, suspect: false }
     }
 
     /// What goes back to the sequence if the message is not handed over.
@@ -139,7 +142,7 @@ impl Buffer {
             seq_gap: entry.gap_size > 0,
             gap_size: entry.gap_size,
             continuity: entry.continuity,
-            suspect: false,
+            suspect: entry.suspect,
         }
     }
 }

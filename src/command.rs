@@ -202,7 +202,7 @@ struct Pending {
 /// The commands of one connection's epoch.
 #[derive(Debug)]
 pub(crate) struct Commands {
-    /// In order of id, which is order of deadline: all wait equally long.
+    /// In order of id. All wait equally long, but for books that may be lost.
     pending: VecDeque<Pending>,
     /// Ended without a reply.
     overdue: VecDeque<(CommandId, Expects)>,
@@ -303,12 +303,21 @@ impl Commands {
         Some(Ended { id, expects, outcome, sid, detail })
     }
 
+    /// Messages were lost, perhaps books that were asked for: those that are still to come have
+    /// a fifth of the time left.
+    pub(crate) fn gap(&mut self, now: Instant) {
+        let soon = after(now, self.timeout / 5);
+        for pending in &mut self.pending {
+            if matches!(pending.expects, Expects::Books(_)) {
+                pending.deadline = pending.deadline.min(soon);
+            }
+        }
+    }
+
     /// The next command whose time is up.
     pub(crate) fn expire(&mut self, now: Instant) -> Option<Ended> {
-        if self.next_deadline()? > now {
-            return None;
-        }
-        let ended = self.end(0, Outcome::TimedOut, None)?;
+        let index = self.pending.iter().position(|pending| pending.deadline <= now)?;
+        let ended = self.end(index, Outcome::TimedOut, None)?;
         self.overdue.push_back((ended.id, ended.expects));
         if self.overdue.len() > UNANSWERED_MAX {
             self.overdue.pop_front();
@@ -323,7 +332,7 @@ impl Commands {
 
     /// When the next command's time is up.
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
-        self.pending.front().map(|pending| pending.deadline)
+        self.pending.iter().map(|pending| pending.deadline).min()
     }
 
     /// Gives every open command this much more time: while the engine itself holds back reading,
@@ -395,6 +404,23 @@ mod tests {
     }
 
     const SUBSCRIBED: &str = r#"{"type":"subscribed","id":1,"msg":{"channel":"trade","sid":2}}"#;
+
+    #[test]
+    fn f1_books_that_may_be_lost_are_not_waited_for_as_long() {
+        let (mut commands, now) = commands();
+        let after = |ms| now + Duration::from_millis(ms);
+        issue(&mut commands, 1, Expects::Done, now);
+        issue(&mut commands, 2, Expects::Books(2), now);
+        commands.gap(after(500));
+        commands.gap(after(900));
+        assert_eq!(commands.next_deadline(), Some(after(1_500)));
+        assert!(commands.expire(after(1_499)).is_none());
+        assert_eq!(commands.expire(after(1_500)).unwrap().id, CommandId::new(2));
+        assert_eq!(commands.next_deadline(), Some(after(5_000)), "others have all their time");
+        issue(&mut commands, 3, Expects::Books(2), after(100));
+        commands.gap(after(4_900));
+        assert_eq!(commands.next_deadline(), Some(after(5_000)));
+    }
 
     #[test]
     fn e2_a_doubled_reply_ends_nothing() {

@@ -4,6 +4,7 @@
 //! never waits on anybody's queue.
 
 mod markets;
+mod recoveries;
 mod start;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -201,7 +202,8 @@ impl<L> Conductor<L> {
             Phase::Starting { until } | Phase::Stopping { until } => Some(until),
             Phase::Running | Phase::Failed => None,
         };
-        earlier(earlier(due, start), self.parts.subscriptions.next_deadline(now))
+        let plan = earlier(self.parts.subscriptions.next_deadline(now), self.unsettled_due(now));
+        earlier(earlier(due, start), plan)
     }
 
     // What comes in.
@@ -287,7 +289,10 @@ impl<L> Conductor<L> {
                     self.parts.subscriptions.late(conn, &ended, now);
                 }
                 Report::Books { conn, epoch, tickers } if self.is_current(conn, epoch) => {
-                    self.parts.subscriptions.books_came(conn, &tickers);
+                    self.books_came(conn, epoch, &tickers, now);
+                }
+                Report::Gaps { conn, epoch, gaps } if self.is_current(conn, epoch) => {
+                    self.gap(conn, epoch, &gaps, now);
                 }
                 Report::SubscriptionEnded { conn, epoch, sid, code }
                     if self.is_current(conn, epoch) =>
@@ -311,6 +316,7 @@ impl<L> Conductor<L> {
                 Report::Ended { .. }
                 | Report::Late { .. }
                 | Report::Books { .. }
+                | Report::Gaps { .. }
                 | Report::SubscriptionEnded { .. }
                 | Report::Down { .. } => {}
             }
@@ -504,6 +510,8 @@ impl<L> Conductor<L> {
         control.markets.set(confirmed);
         control.markets_unplaced.set(self.parts.subscriptions.waiting());
         control.subscriptions.set(self.parts.subscriptions.open());
+        let (suspects, recoveries) = self.parts.subscriptions.recoveries();
+        control.recovery.publish(suspects, &recoveries);
     }
 
     fn event(&self, event: Event) {

@@ -13,6 +13,7 @@ use crate::cores;
 use crate::dialect::Dialect;
 use crate::endpoint::Endpoint;
 use crate::error::ConfigError;
+use crate::gap::GapPolicy;
 use crate::overflow::OverflowPolicy;
 use crate::placement::{Placement, Wanted};
 use crate::pool::PoolLayout;
@@ -216,6 +217,12 @@ settings! {
     /// What happens to messages that find no room: one policy for all roles, or one for each.
     /// Default: drop the newest.
     [into] overflow: OverflowPolicy = OverflowPolicy::default();
+    /// What is done about lost messages of order books: `flag` them, `resnapshot` the markets whose
+    /// books may be wrong, or `resubscribe` them. Default: flag.
+    gap_policy: GapPolicy = GapPolicy::Flag;
+    /// Snapshots asked for after gaps in a second, over the whole process; markets subscribed anew
+    /// for that count, too. Default: 10,000.
+    recovery_rate: usize = 10_000;
     /// Messages waiting for the host. Default: 10,000.
     message_buffer: usize = 10_000;
     /// Bytes waiting for the host, counted as the capacity of the buffers that hold them.
@@ -386,6 +393,7 @@ impl ConfigBuilder {
         at_least("markets_per_connection", self.markets_per_connection, 1, 1_000_000)?;
         at_least("message_buffer", self.message_buffer, 1, 1 << 24)?;
         at_least("event_buffer", self.event_buffer, 1, 1 << 20)?;
+        at_least("recovery_rate", self.recovery_rate, 1, 1_000_000)?;
         at_least("turn_budget", self.turn_budget, 1, 1_024)?;
         if let Some(bytes) = self.receive_buffer_bytes {
             at_least("receive_buffer_bytes", bytes, 4_096, 1 << 30)?;

@@ -10,7 +10,7 @@ use crate::assign::Unplaced;
 use crate::code::ExchangeCode;
 use crate::command::{Outcome, Response};
 use crate::error::{Cause, RecvError};
-use crate::ids::{CommandId, ConnId, Epoch, Role, ShardId, Ticker};
+use crate::ids::{CommandId, ConnId, Epoch, Role, ShardId, Sid, Ticker};
 use crate::pulse::Sign;
 
 /// Something happened that is not a message. The order between events and messages is not
@@ -120,6 +120,36 @@ pub enum Event {
         epoch: Epoch,
         /// Why; none when the sequence restarted.
         code: Option<ExchangeCode>,
+    },
+    /// Messages were lost, and the books of these markets may be wrong. Only under a
+    /// [`GapPolicy`](crate::GapPolicy) that does something about it; it is being done. A market
+    /// that was suspect already is not told again.
+    Suspect {
+        /// Which place in the pool.
+        conn: ConnId,
+        /// Which socket of that place.
+        epoch: Epoch,
+        /// The subscription that lost messages; none when several did (of single markets, in the
+        /// legacy dialect).
+        sid: Option<Sid>,
+        /// The markets, the first thousand of them.
+        markets: Vec<Ticker>,
+        /// How many there are.
+        total: u64,
+    },
+    /// A fresh snapshot of each of these markets has passed: their books are sound again. Markets
+    /// that left their connection meanwhile, and those of a connection that ended, are not told.
+    Recovered {
+        /// Which place in the pool.
+        conn: ConnId,
+        /// Which socket of that place.
+        epoch: Epoch,
+        /// The markets, at most a thousand.
+        markets: Vec<Ticker>,
+        /// How long they were suspect, the longest of them.
+        took: Duration,
+        /// How many of the connection's markets are suspect still. At zero the recovery is over.
+        left: u64,
     },
     /// Nobody takes lifecycle frames any more; they are discarded and counted.
     RegistryHungUp,

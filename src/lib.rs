@@ -48,6 +48,7 @@ mod envelope;
 mod error;
 mod event;
 mod frame;
+mod gap;
 mod held;
 mod hush;
 mod ids;
@@ -64,6 +65,8 @@ mod pool;
 #[cfg(test)]
 mod property;
 mod pulse;
+mod recoveries;
+mod recovery;
 mod registry;
 mod request;
 mod resolve;
@@ -77,6 +80,7 @@ mod spill;
 mod spread;
 mod stats;
 mod subscription;
+mod suspicion;
 mod thread;
 mod tickets;
 mod timer;
@@ -103,6 +107,7 @@ pub use error::{
     Cause, ConfigError, KeyError, MessagesError, RecvError, Stage, StartError, TickerError,
 };
 pub use event::{Event, Events};
+pub use gap::GapPolicy;
 pub use ids::{CommandId, ConnId, Epoch, Role, Seq, ShardId, Sid, Ticker};
 pub use mailbox::Untold;
 pub use manager::{Handle, Manager, StopReport};
@@ -110,6 +115,7 @@ pub use market::{MarketState, SubscriptionInfo};
 pub use messages::Messages;
 pub use overflow::{Overflow, OverflowPolicy};
 pub use pool::PoolLayout;
+pub use recoveries::RecoveryStats;
 pub use registry::{
     ChangeKind, ChannelRegistry, MarketChange, MarketStatus, Registry, RegistryHost, StaticRegistry,
 };

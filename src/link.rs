@@ -15,12 +15,13 @@ use crate::command::{Answer, Commands, Ended, Outcome, error_code};
 use crate::envelope::{Envelope, Kind};
 use crate::error::Cause;
 use crate::frame::{Framer, Incoming};
-use crate::ids::{ConnId, Epoch, Role, Seq, Sid, Ticker, widen};
+use crate::ids::{ConnId, Epoch, Role, Seq, Sid, widen};
 use crate::partial::Partial;
 use crate::pulse::{Pulse, PulseSettings, Sign};
 use crate::request::{Expects, Request};
 use crate::sequence::{Observed, Sequences};
 use crate::stats::ShardCounters;
+use crate::suspicion::{Suspicion, SuspicionSettings};
 use crate::timer::{Moment, after, earlier};
 use crate::transport::Sent;
 
@@ -48,6 +49,8 @@ pub(crate) struct LinkSettings {
     pub(crate) pulse: PulseSettings,
     /// Whether silence ends the connection.
     pub(crate) silent_reconnect: bool,
+    /// Of order books.
+    pub(crate) suspicion: SuspicionSettings,
 }
 
 /// What the conductor must hear.
@@ -101,8 +104,12 @@ pub(crate) struct Link {
     open: BTreeSet<Sid>,
     /// Those that ended before they were acknowledged.
     ended_early: Vec<(Sid, Option<ExchangeCode>)>,
+    /// Which books are out of step.
+    suspicion: Suspicion,
     /// Tickers of the books that came since the last report, one a line.
-    pub(crate) books: String,
+    books: String,
+    /// Those that came before a gap that is not told yet.
+    books_before: String,
     /// Whether this epoch brought data or an acknowledgement.
     heard: bool,
 }
@@ -115,7 +122,9 @@ impl Link {
         settings: LinkSettings,
         now: Instant,
     ) -> Self {
+        let follows = settings.suspicion.follows && role == Role::Orderbook;
         Self {
+            suspicion: Suspicion::new(SuspicionSettings { follows, ..settings.suspicion }),
             conn,
             epoch,
             role,
@@ -133,6 +142,7 @@ impl Link {
             open: BTreeSet::new(),
             ended_early: Vec::new(),
             books: String::new(),
+            books_before: String::new(),
             heard: false,
         }
     }
@@ -216,21 +226,24 @@ impl Link {
         let text = batch.bytes.get(range.clone()).unwrap_or_default();
         let envelope = Envelope::read(text);
         if let (Kind::Known, Some(sid), Some(seq)) = (envelope.kind, envelope.sid, envelope.seq)
+            && self.suspicion.is_none()
             && self.sequences.advance(sid, seq)
         {
             batch.entries.push(Entry::next(range, sid, seq));
             return;
         }
-        let observed = self.observe(&envelope, notes, counters);
+        let at = batch.received_at.mono;
+        let observed = self.observe(&envelope, at, notes, counters);
         if envelope.kind.is_data() {
             if envelope.kind == Kind::Book {
-                self.book(text, &envelope, notes);
+                self.book(text, &envelope, observed, notes);
             }
+            let suspect = !self.suspicion.is_none() && self.suspicion.of(envelope.sid, text);
             let entry = self.data(range, &envelope, observed, counters);
-            batch.entries.push(entry);
+            batch.entries.push(Entry { suspect, ..entry });
         } else {
             counters.replies.add(1);
-            if self.reply(text, &envelope, notes, counters).is_none() {
+            if self.reply(text, &envelope, at, notes, counters).is_none() {
                 counters.replies_unmatched.add(1);
             }
         }
@@ -242,6 +255,7 @@ impl Link {
     fn observe(
         &mut self,
         envelope: &Envelope,
+        at: Instant,
         notes: &mut Vec<Note>,
         counters: &ShardCounters,
     ) -> Observed {
@@ -254,11 +268,13 @@ impl Link {
             Observed::Gap(missing) => {
                 counters.sequence_gaps.add(1);
                 counters.messages_missed.add(missing);
+                self.gap(sid, Seq::new(seq.number().wrapping_sub(1)), at);
             }
             Observed::Duplicate => counters.duplicates.add(1),
             Observed::Backward => counters.backward.add(1),
             Observed::Restarted => {
                 counters.backward.add(1);
+                self.broken(sid, at);
                 self.renew(sid, None, notes);
             }
         }
@@ -286,22 +302,7 @@ impl Link {
             None => (0, Continuity::Next),
         };
         let (Range { start, end }, sid, seq) = (range, envelope.sid, envelope.seq);
-        Entry { start, end, sid, seq, gap_size, continuity }
-    }
-
-    /// A book: whoever asked for it has it, and the conductor hears whose it is.
-    fn book(&mut self, text: &[u8], envelope: &Envelope, notes: &mut Vec<Note>) {
-        if let Some(id) = envelope.id
-            && let Answer::Ended(ended) = self.commands.book(id)
-        {
-            notes.push(Note::Ended(ended));
-        }
-        if let Some(ticker) = ticker_of(text)
-            && self.books.len() < BOOKS_BYTES_MAX
-        {
-            self.books.push_str(ticker);
-            self.books.push('\n');
-        }
+        Entry { start, end, sid, seq, gap_size, continuity, suspect: false }
     }
 
     /// A reply or an error; `None` when nothing waited for it.
@@ -309,6 +310,7 @@ impl Link {
         &mut self,
         text: &[u8],
         envelope: &Envelope,
+        at: Instant,
         notes: &mut Vec<Note>,
         counters: &ShardCounters,
     ) -> Option<()> {
@@ -333,7 +335,8 @@ impl Link {
                 // Without a sid it can only mean the connection's one subscription.
                 let only = self.open.first().copied().filter(|_| self.open.len() == 1);
                 let sid = envelope.sid.or(only)?;
-                self.sequences.retire(sid);
+                self.broken(sid, at);
+                self.retire(sid);
                 self.renew(sid, Some(code), notes);
             }
         }
@@ -379,7 +382,7 @@ impl Link {
                 }
             }
             (Expects::End(sid), ..) if gone => {
-                self.sequences.retire(sid);
+                self.retire(sid);
                 self.open.remove(&sid);
                 self.ended_early.retain(|&(early, _)| early != sid);
             }
@@ -391,6 +394,7 @@ impl Link {
     fn opened(&mut self, sid: Sid, seq: Option<Seq>, notes: &mut Vec<Note>) {
         if !self.ends_early(sid, notes) {
             self.sequences.open(sid, seq);
+            self.suspicion.opened(sid);
             self.open.insert(sid);
         }
     }
@@ -560,24 +564,19 @@ impl Link {
     }
 
     /// Gives back messages that were not handed over.
-    pub(crate) fn dropped(&mut self, entries: &[Entry], counters: &ShardCounters) {
+    pub(crate) fn dropped(&mut self, entries: &[Entry], at: Instant, counters: &ShardCounters) {
         counters.messages_dropped.add(widen(entries.len()));
         for entry in entries {
             match entry.sid {
                 Some(sid) => self.sequences.give_back(sid, entry.mark()),
                 None => self.sequences.owe(entry.mark().debt()),
             }
+            if let (Some(sid), Some(seq), 1..) = (entry.sid, entry.seq, entry.mark().debt()) {
+                self.gap(sid, seq, at);
+            }
         }
     }
 }
 
-/// The ticker of a book, where it stands first in the message as the exchange puts it.
-fn ticker_of(text: &[u8]) -> Option<&str> {
-    const NAME: &[u8] = b"\"market_ticker\":\"";
-    let start = text.windows(NAME.len()).take(256).position(|part| part == NAME)? + NAME.len();
-    let rest = text.get(start..)?;
-    let end = rest.iter().take(Ticker::BYTES_MAX + 1).position(|&b| b == b'"' || b == b'\\')?;
-    // A ticker written with escapes is not recognised; then its book is asked for once more.
-    rest.get(end).filter(|&&byte| byte == b'"')?;
-    std::str::from_utf8(rest.get(..end)?).ok()
-}
+#[path = "link/books.rs"]
+mod books;

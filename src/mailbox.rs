@@ -12,6 +12,7 @@ use crate::command::{Ended, UNANSWERED_MAX};
 use crate::connector::Dialed;
 use crate::error::Cause;
 use crate::event::Event;
+use crate::gap::Gaps;
 use crate::ids::{ConnId, Epoch, Role, ShardId, Sid, Ticker};
 use crate::market::SubscriptionInfo;
 use crate::registry::MarketChange;
@@ -45,6 +46,12 @@ pub(crate) enum Order<L> {
         conn: ConnId,
         epoch: Epoch,
     },
+    /// No book that this gap or an earlier one made suspect is so any more.
+    Settled {
+        conn: ConnId,
+        epoch: Epoch,
+        last: u64,
+    },
     Stop {
         until: Instant,
     },
@@ -75,6 +82,12 @@ pub(crate) enum Report {
         conn: ConnId,
         epoch: Epoch,
         tickers: String,
+    },
+    /// Order-book messages were lost.
+    Gaps {
+        conn: ConnId,
+        epoch: Epoch,
+        gaps: Gaps,
     },
     Down {
         conn: ConnId,
@@ -200,12 +213,14 @@ impl<L> Inputs<L> {
     }
 }
 
-/// Books are told of while fewer reports than this wait.
+/// Books and gaps are told of while fewer reports than this wait.
 pub(crate) const BOOK_REPORTS_MAX: usize = 256;
+/// `Settled` is ordered while fewer orders than this wait.
+pub(crate) const SETTLED_ORDERS_MAX: usize = 64;
 
 /// Reports a shard may have under way: outcomes of the commands in flight and of those sent to an
 /// epoch just lost, late replies, its end, the subscription's end; and the shard's own farewell.
-/// And room for books, which are told of only while there is more than all that left.
+/// And room for books and gaps, which are told of only while there is more than all that left.
 pub(crate) fn report_queue_size(connections: usize, in_flight: usize) -> usize {
     connections
         .saturating_mul(2 * in_flight + UNANSWERED_MAX + 4)
@@ -214,7 +229,7 @@ pub(crate) fn report_queue_size(connections: usize, in_flight: usize) -> usize {
 
 /// Orders a shard may have under way: the same arithmetic from the other side.
 pub(crate) fn order_queue_size(connections: usize, in_flight: usize) -> usize {
-    connections.saturating_mul(2 * in_flight + 3).saturating_add(2)
+    connections.saturating_mul(2 * in_flight + 3).saturating_add(2 + SETTLED_ORDERS_MAX)
 }
 
 /// Dial orders and their answers: one attempt each, and one given up.

@@ -57,6 +57,7 @@ impl Stats {
         page.sample("", Duration::from_nanos(self.handler_busy_ns).as_secs_f64());
         page.gauge("handler_slowest_seconds", "The longest call of an inline handler.");
         page.sample("", Duration::from_nanos(self.handler_slowest_ns).as_secs_f64());
+        self.recoveries(&mut page);
         self.health(&mut page);
         page.counter("reconnects_total", "Returns to live, by connection.");
         for (conn, role, count) in &self.reconnects_by_connection {
@@ -68,6 +69,30 @@ impl Stats {
             page.sample(&labels, error.count);
         }
         page.text
+    }
+
+    /// What was done about gaps.
+    fn recoveries(&self, page: &mut Page) {
+        let recovery = &self.recovery;
+        page.gauge("suspect_markets", "Markets whose books may be wrong after a gap.");
+        page.sample("", recovery.suspect_markets);
+        for (name, help, count) in [
+            ("recoveries_total", "Recoveries of a connection's books begun.", recovery.started),
+            ("recoveries_completed_total", "Those that left no book suspect.", recovery.completed),
+            ("recovery_requests_total", "Commands for fresh snapshots.", recovery.requests),
+            ("recovery_failures_total", "Those refused or unanswered.", recovery.failed),
+            ("recovery_books_asked_total", "Snapshots asked for.", recovery.books_asked),
+            ("recovery_reopened_total", "Subscriptions opened anew for it.", recovery.reopened),
+            ("markets_recovered_total", "Markets back in step.", recovery.markets_recovered),
+        ] {
+            page.counter(name, help);
+            page.sample("", count);
+        }
+        page.gauge("recovery_seconds", "How long markets were suspect.");
+        for (part, label) in [(0.5, "0.5"), (0.99, "0.99"), (1.0, "1")] {
+            let time = Duration::from_nanos(recovery.times.quantile(part)).as_secs_f64();
+            page.sample(&format!("quantile=\"{label}\""), time);
+        }
     }
 
     /// How the connections and the shards are.
@@ -142,6 +167,7 @@ mod tests {
     use crate::error::Cause;
     use crate::ids::{ConnId, Role};
     use crate::pool::PoolLayout;
+    use crate::recoveries::RecoveryTotals;
     use crate::stats::Counters;
 
     #[test]
@@ -155,6 +181,8 @@ mod tests {
         counters.shards[0].handler_busy_ns.add(1_500_000_000);
         counters.shards[1].handler_busy_ns.add(1_000_000_000);
         counters.shards[1].handler_ns_max.raise(2_000_000);
+        let totals = RecoveryTotals { started: 1, ..RecoveryTotals::default() };
+        counters.control.recovery.publish(2, &totals);
         let text = counters.snapshot(false).prometheus();
         for line in [
             "conn_manager_connections_total 150",
@@ -163,6 +191,9 @@ mod tests {
             "conn_manager_sequence_gaps_total 0",
             "conn_manager_attempts_failed_total{cause=\"reset\"} 1",
             "conn_manager_connections_lost_total{cause=\"ended\"} 1",
+            "conn_manager_suspect_markets 2",
+            "conn_manager_recoveries_total 1",
+            "conn_manager_recovery_seconds{quantile=\"0.5\"} 0",
             "conn_manager_handler_busy_seconds_total 2.5",
             "conn_manager_handler_slowest_seconds 0.002",
             "conn_manager_markets_unplaced 0",

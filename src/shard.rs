@@ -314,7 +314,7 @@ impl<T: Transport> Shard<T> {
             let handed = self.outlet.send(batch, rest);
             counters.messages_forwarded.add(widen(handed.messages));
             if !rest.is_empty() {
-                link.dropped(rest, counters);
+                link.dropped(rest, stamp.mono, counters);
                 let dropped = widen(rest.len());
                 self.spilled(dropped, stamp.mono);
             }
@@ -411,7 +411,7 @@ impl<T: Transport> Shard<T> {
     }
 
     fn deliver_notes(&mut self, index: usize) {
-        self.tell_books(index);
+        self.tell_news(index);
         if self.scratch.notes.is_empty() {
             return;
         }
@@ -436,14 +436,26 @@ impl<T: Transport> Shard<T> {
         self.scratch.notes = notes;
     }
 
-    /// Tells whose books came, unless so much waits to be told that it can wait too.
-    fn tell_books(&mut self, index: usize) {
+    /// Tells what was lost and whose books came, unless so much waits to be told that it can wait
+    /// too.
+    fn tell_news(&mut self, index: usize) {
         let busy = self.reports.len() >= BOOK_REPORTS_MAX;
-        let Some(link) = self.live(index).filter(|link| !busy && !link.books.is_empty()) else {
-            return;
-        };
-        let (conn, epoch, tickers) = (link.conn, link.epoch, std::mem::take(&mut link.books));
-        self.report(Report::Books { conn, epoch, tickers });
+        let turned = self.turned;
+        let Some(link) = self.live(index).filter(|link| link.has_news()) else { return };
+        if busy {
+            let now = turned.unwrap_or(link.deadline());
+            return self.alarm.arm(after(now, HELD_RETRY));
+        }
+        let (conn, epoch, (before, gaps, tickers)) = (link.conn, link.epoch, link.take_news());
+        if !before.is_empty() {
+            self.report(Report::Books { conn, epoch, tickers: before });
+        }
+        if let Some(gaps) = gaps {
+            self.report(Report::Gaps { conn, epoch, gaps });
+        }
+        if !tickers.is_empty() {
+            self.report(Report::Books { conn, epoch, tickers });
+        }
     }
 
     fn report(&self, report: Report) {

@@ -6,6 +6,7 @@
 //! TLS stays outside: what the transport gives is plaintext. Upgrade, frames, commands and
 //! sequences are the engine's own, byte by byte.
 
+mod books;
 mod clock;
 mod engine;
 mod exchange;

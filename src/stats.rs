@@ -12,6 +12,7 @@ use crate::clock::CpuTime;
 use crate::code::ExchangeCode;
 use crate::ids::{ConnId, Role, widen};
 use crate::pool::PoolLayout;
+use crate::recoveries::{RecoveryCounters, RecoveryStats};
 use crate::shard_stats::ShardStats;
 use crate::spread::{Durations, Spread};
 
@@ -166,6 +167,7 @@ pub(crate) struct ControlCounters {
     pub(crate) clock_skew_ms: Counter,
     pub(crate) tls_resumed: Counter,
     pub(crate) tls_full: Counter,
+    pub(crate) recovery: RecoveryCounters,
 }
 
 impl ControlCounters {
@@ -219,6 +221,7 @@ impl Counters {
         self.control.subscriptions.set(0);
         self.control.markets.set(0);
         self.control.markets_unplaced.set(0);
+        self.control.recovery.nothing_is_live();
     }
 
     fn sum(&self, counter: fn(&ShardCounters) -> &Counter) -> u64 {
@@ -264,6 +267,7 @@ impl Counters {
             lifecycle_discarded: self.sum(|shard| &shard.lifecycle_discarded),
             sequence_gaps: self.sum(|shard| &shard.sequence_gaps),
             messages_missed: self.sum(|shard| &shard.messages_missed),
+            recovery: control.recovery.snapshot(),
             messages_duplicate: self.sum(|shard| &shard.duplicates),
             messages_backward: self.sum(|shard| &shard.backward),
             replies: self.sum(|shard| &shard.replies),
@@ -414,6 +418,8 @@ pub struct Stats {
     pub sequence_gaps: u64,
     /// Slots in those holes.
     pub messages_missed: u64,
+    /// What was done about such holes in order books.
+    pub recovery: RecoveryStats,
     /// Frames whose number was seen just before.
     pub messages_duplicate: u64,
     /// Frames with an older number.

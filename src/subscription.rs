@@ -13,14 +13,15 @@
 //! goes. In the legacy dialect each market has a sid of its own.
 //!
 //! Parts: `directory` the table, `list` the lists in it, `member` one connection, `pace` how fast
-//! it may be asked, `plan` what to ask next, `reply` what answers mean, `single` the legacy
-//! dialect.
+//! it may be asked, `plan` what to ask next, `repair` what gaps call for, `reply` what answers
+//! mean, `single` the legacy dialect.
 
 mod directory;
 mod list;
 mod member;
 mod pace;
 mod plan;
+mod repair;
 mod reply;
 mod single;
 
@@ -30,11 +31,14 @@ use self::directory::Directory;
 use self::list::Ranks;
 use self::member::{Line, Member};
 pub(crate) use self::plan::Step;
+use self::repair::Repairs;
+pub(crate) use self::repair::{MARKETS_TOLD_MAX, Suspected};
 use crate::assign::{Assigner, Unplaced};
 use crate::assignments::Assignments;
 use crate::code::ExchangeCode;
 use crate::config::ConfigBuilder;
 use crate::dialect::Dialect;
+use crate::gap::GapPolicy;
 use crate::ids::{ConnId, Role, Sid, Ticker, widen};
 use crate::market::{Market, Need, Observed, Shelf, Slot, SubscriptionInfo};
 use crate::timer::{after, earlier};
@@ -56,6 +60,9 @@ pub(crate) struct SubscriptionSettings {
     /// How long a connection may be down before its markets move.
     pub(crate) migrate_after: Option<Duration>,
     pub(crate) subscribe_timeout: Duration,
+    pub(crate) gap_policy: GapPolicy,
+    /// Snapshots asked for after gaps in a second, over all connections.
+    pub(crate) recovery_rate: usize,
 }
 
 impl SubscriptionSettings {
@@ -67,6 +74,8 @@ impl SubscriptionSettings {
             markets_per_connection: settings.markets_per_connection,
             migrate_after: settings.migrate_after,
             subscribe_timeout: settings.subscribe_timeout,
+            gap_policy: settings.gap_policy,
+            recovery_rate: settings.recovery_rate,
         }
     }
 }
@@ -91,6 +100,7 @@ pub(crate) struct Subscriptions {
     settings: SubscriptionSettings,
     wanted: u64,
     confirmed: u64,
+    repairs: Repairs,
     /// To be told to the host.
     refusals: Vec<Refusal>,
     /// Whether the exchange names its subscriptions when asked; believed until it refuses.
@@ -120,6 +130,7 @@ impl Subscriptions {
             settings,
             wanted: 0,
             confirmed: 0,
+            repairs: Repairs::new(settings.gap_policy, settings.recovery_rate),
             refusals: Vec::new(),
             lists: true,
             born: now,
@@ -217,6 +228,7 @@ impl Subscriptions {
     fn release(&mut self, slot: Slot) {
         self.shelve(slot, Shelf::Nowhere);
         if let Some(conn) = self.directory.get(slot).and_then(Market::conn) {
+            self.excuse(conn, slot);
             self.assigner.unplace(conn);
         }
         self.directory.remove(slot);
@@ -252,6 +264,7 @@ impl Subscriptions {
         let (conn, wanted) = (market.conn(), market.wanted);
         (market.conn, market.since) = (0, tenths);
         if let Some(conn) = conn {
+            self.excuse(conn, slot);
             self.assigner.unplace(conn);
             if let Some(member) = self.member(conn).filter(|_| wanted) {
                 member.wanted -= 1;
@@ -439,6 +452,7 @@ impl Subscriptions {
                 member.due.front().map(|due| due.at),
                 member.overdue.front().map(|overdue| overdue.until),
                 member.limited_until,
+                self.repair_due(&member.repair, now),
                 held,
             ];
             let live = live.into_iter().flatten().filter(|&at| member.live && at > now).min();

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
-use crate::config::Config;
+use crate::config::{Config, ConfigBuilder};
 use crate::connector::{ConnectorParts, Dial, Dialed};
 use crate::delivery::Delivery;
 use crate::dialect::Dialect;
@@ -20,6 +20,7 @@ use crate::pulse::PulseSettings;
 use crate::resolve::{SystemResolver, Wake};
 use crate::shard::ShardParts;
 use crate::stats::Counters;
+use crate::suspicion::SuspicionSettings;
 use crate::thread::Exits;
 use crate::transport::{TcpLink, TcpTransport};
 use crate::warning::Warnings;
@@ -148,5 +149,16 @@ fn link_settings(config: &Config) -> LinkSettings {
             lag_threshold: settings.lag_threshold,
         },
         silent_reconnect: settings.silent_reconnect,
+        suspicion: suspicion_settings(settings),
+    }
+}
+
+/// What shards need to know of gaps.
+pub(crate) fn suspicion_settings(settings: &ConfigBuilder) -> SuspicionSettings {
+    SuspicionSettings {
+        follows: settings.gap_policy.repairs(),
+        single: settings.dialect == Dialect::Legacy,
+        // Markets may have come since the gap, others left.
+        markets_max: settings.markets_per_connection.saturating_mul(2),
     }
 }

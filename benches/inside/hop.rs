@@ -158,6 +158,7 @@ pub(crate) fn hand_over(outlet: &mut Outlet, bytes: &mut Vec<u8>, number: u64) {
         seq: Some(Seq::new(number + 1)),
         gap_size: 0,
         continuity: Continuity::Next,
+        suspect: false,
     });
     let (sent, rest) = outlet.offer(buffer);
     assert!(sent == 1 && rest.is_none(), "the consumer keeps up");

@@ -15,6 +15,7 @@ use crate::messages::{Handoff, LARGE_BYTES, Messages, Outlet};
 use crate::pulse::PulseSettings;
 use crate::sequence::Sequences;
 use crate::stats::ShardCounters;
+use crate::suspicion::SuspicionSettings;
 
 /// Deltas in one full TLS record.
 const PACKED: usize = 60;
@@ -171,6 +172,7 @@ impl Rig {
             message_timeout: 20 * second,
             pulse: PulseSettings { silent_after: 60 * second, lag_threshold: 5 * second },
             silent_reconnect: false,
+            suspicion: SuspicionSettings::default(),
         };
         let mut link = Link::new(PLACE, 0, Vec::new(), settings, self.stamp.mono);
         let mut notes = Vec::new();
@@ -190,7 +192,16 @@ impl Rig {
             for Range { start, end } in feed.ranges() {
                 let (sid, seq) = (Some(SID), Some(Seq::new(black_box(number as u64))));
                 let continuity = Continuity::Next;
-                batch.entries.push(Entry { start, end, sid, seq, gap_size: 0, continuity });
+                let suspect = false;
+                batch.entries.push(Entry {
+                    start,
+                    end,
+                    sid,
+                    seq,
+                    gap_size: 0,
+                    continuity,
+                    suspect,
+                });
             }
             if lend {
                 self.hand_over(batch, feed.per_read);

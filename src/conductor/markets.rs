@@ -56,7 +56,7 @@ impl<L> Conductor<L> {
 
     /// Sends every connection the commands it may have now.
     pub(super) fn request(&mut self, now: Instant) {
-        for index in 0..self.connections.len() {
+        for index in self.parts.subscriptions.in_turn() {
             let Some(connection) = self.connections.get(index) else { return };
             let (conn, epoch) = (connection.conn, connection.epoch);
             while let Some(step) = self.parts.subscriptions.next(conn, now) {
@@ -66,6 +66,7 @@ impl<L> Conductor<L> {
                 };
                 self.order(conn, order, now);
             }
+            self.settle(conn, epoch, now);
         }
     }
 

@@ -18,6 +18,7 @@ fn j8_nonsense_is_refused_by_name() {
     refused(new().cores(vec![100_000]), "cores");
     refused(new().cores(vec![0]).shards(2), "cores");
     refused(new().chunk(0), "chunk");
+    refused(new().recovery_rate(0), "recovery_rate");
     refused(new().turn_budget(0), "turn_budget");
     refused(new().handler_slow_threshold(Duration::ZERO), "handler_slow_threshold");
     refused(new().stall_threshold(Duration::ZERO), "stall_threshold");

@@ -18,6 +18,7 @@ fn fill(outlet: &mut Outlet, messages: usize) -> Box<Buffer> {
             seq: Some(Seq::new(widen(index))),
             gap_size: 0,
             continuity: Continuity::Next,
+            suspect: false,
         });
     }
     batch

@@ -38,6 +38,13 @@ impl<T: Transport> Shard<T> {
                     return self.command(conn, epoch, request, now);
                 }
                 Ok(Order::Drop { conn, epoch }) => self.give_up(conn, epoch),
+                Ok(Order::Settled { conn, epoch, last }) => {
+                    let index = self.index(conn);
+                    let live = index.and_then(|index| self.live(index));
+                    if let Some(link) = live.filter(|link| link.epoch == epoch) {
+                        link.settled(last);
+                    }
+                }
                 Ok(Order::Stop { until }) => self.stop(until, now),
                 Err(crossbeam_channel::TryRecvError::Empty) => return,
                 Err(crossbeam_channel::TryRecvError::Disconnected) => {

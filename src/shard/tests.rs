@@ -3,6 +3,7 @@
 mod commands;
 mod liveness;
 mod restart;
+mod suspects;
 mod world;
 
 use alloc_tracker::{Allocator, Session};

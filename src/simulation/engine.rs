@@ -20,6 +20,7 @@ use crate::delivery::Delivery;
 use crate::dialect::Dialect;
 use crate::endpoint::Endpoint;
 use crate::event::Event;
+use crate::gap::GapPolicy;
 use crate::ids::{ShardId, Ticker};
 use crate::link::LinkSettings;
 use crate::mailbox::{
@@ -34,6 +35,7 @@ use crate::shard::{Shard, ShardParts};
 use crate::stats::Counters;
 use crate::subscription::{SubscriptionSettings, Subscriptions};
 use crate::timer::Next;
+use crate::wiring::suspicion_settings;
 
 /// The parties: the conductor, the connector, and the shards from here on.
 pub(super) const CONDUCTOR: usize = 0;
@@ -129,6 +131,7 @@ impl Settings {
                 lag_threshold: config.lag_threshold,
             },
             silent_reconnect: config.silent_reconnect,
+            suspicion: suspicion_settings(config),
         }
     }
 }
@@ -400,4 +403,11 @@ pub(super) fn overflow(random: &mut fastrand::Rng) -> OverflowPolicy {
     let mut policy = OverflowPolicy::default();
     (policy.ticker, policy.trade, policy.orderbook) = (draw(), draw(), draw());
     policy
+}
+
+/// What is done about gaps: drawn apart from all else, so that the stories of seeds without a
+/// policy are what they were.
+pub(super) fn gap_policy(seed: u64) -> GapPolicy {
+    let policies = [GapPolicy::Flag, GapPolicy::Resnapshot, GapPolicy::Resubscribe];
+    policies[fastrand::Rng::with_seed(seed ^ 0x6A9).usize(0..policies.len())]
 }

@@ -60,6 +60,8 @@ pub(super) struct Exchange {
     pub(super) pongs: bool,
     /// Connections on which it has no messages to send.
     pub(super) muted: BTreeSet<usize>,
+    /// Markets that were added and had no book.
+    pub(super) bookless: BTreeSet<String>,
     numbered: u64,
 }
 
@@ -75,6 +77,7 @@ impl Exchange {
             pings: true,
             pongs: true,
             muted: BTreeSet::new(),
+            bookless: BTreeSet::new(),
             numbered: 0,
         }
     }
@@ -333,7 +336,9 @@ impl Exchange {
             return self.end(link, Part::Reset, network);
         }
         for (sid, market) in added {
-            if !network.faults.strikes(Fault::BookWithheld) {
+            if network.faults.strikes(Fault::BookWithheld) {
+                self.bookless.insert(market);
+            } else {
                 self.data(link, sid, ("orderbook_snapshot", &market, None), network);
             }
         }

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use super::books::Suspects;
 use super::exchange::Exchange;
 use super::network::Network;
 use crate::batch::RawMessage;
@@ -13,6 +14,7 @@ use crate::registry::RegistryHost;
 pub(super) struct Host {
     messages: Messages,
     registry: RegistryHost,
+    pub(super) suspects: Suspects,
     /// Taken at a time, and the time between.
     pub(super) batch: usize,
     pub(super) interval: Duration,
@@ -23,10 +25,11 @@ pub(super) struct Host {
 }
 
 impl Host {
-    pub(super) fn new(messages: Messages, registry: RegistryHost) -> Self {
+    pub(super) fn new(messages: Messages, registry: RegistryHost, suspects: Suspects) -> Self {
         Self {
             messages,
             registry,
+            suspects,
             batch: usize::MAX,
             interval: Duration::from_micros(100),
             asleep_until: Duration::ZERO,
@@ -48,9 +51,19 @@ impl Host {
             && let Ok(message) = self.messages.try_recv()
         {
             taken += 1;
+            self.look_at(&message, exchange)?;
             enter(&message, exchange, network)?;
         }
         Ok(taken)
+    }
+
+    fn look_at(&mut self, message: &RawMessage, exchange: &Exchange) -> Result<(), String> {
+        let bookless = |market: &str| exchange.bookless.contains(market);
+        self.suspects.take(message, bookless).map_err(|problem| {
+            let RawMessage { conn_id, epoch, .. } = message;
+            let text = String::from_utf8_lossy(&message.data);
+            format!("F1: {conn_id}/{epoch}: {problem}: {text}")
+        })
     }
 
     /// The registry takes what waits for it.

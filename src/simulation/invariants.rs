@@ -153,6 +153,9 @@ impl Witness for Watch {
                 }
             }
             Order::Drop { conn, epoch } => self.told.push(format!("drop {conn}/{epoch}")),
+            Order::Settled { conn, epoch, last } => {
+                self.told.push(format!("{conn}/{epoch} is settled after gap {last}"));
+            }
             Order::Listen { .. } | Order::Stop { .. } => {}
         }
         Ok(())

@@ -6,7 +6,8 @@ use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::Duration;
 
-use super::engine::{CONDUCTOR, Engine, SHARDS, Settings, overflow};
+use super::books::Suspects;
+use super::engine::{CONDUCTOR, Engine, SHARDS, Settings, gap_policy, overflow};
 use super::exchange::{Exchange, Phase};
 use super::faults::{Fault, Faults};
 use super::host::Host;
@@ -53,7 +54,9 @@ impl World {
         let network = Rc::new(RefCell::new(Network::new(faults, SHARDS + settings.shards)));
         let wanted: BTreeSet<String> = (0..markets).map(name).collect();
         let (engine, messages) = Engine::new(&settings, &network, wanted.iter().cloned());
-        let host = Host::new(messages, engine.registry.clone());
+        let shared = settings.config.dialect == Dialect::Live;
+        let suspects = Suspects::new(settings.config.gap_policy, shared);
+        let host = Host::new(messages, engine.registry.clone(), suspects);
         let parties = engine.parties();
         let watch =
             Watch { connect_interval: settings.config.connect_interval, ..Watch::default() };
@@ -90,6 +93,8 @@ impl World {
         config.migrate_after = random.bool().then(|| Duration::from_secs(3));
         config.silent_reconnect = random.u8(0..4) == 0;
         config.dialect = [Dialect::Live, Dialect::Live, Dialect::Legacy][random.usize(0..3)];
+        config.gap_policy = gap_policy(seed);
+        config.recovery_rate = [2, 20, 10_000][random.clone().usize(0..3)];
         let markets = random.u16(1..=pool.orderbook * 8);
         let mut world = Self::new(settings, Faults::drawn(random.fork()), markets);
         world.network.borrow_mut().read_bytes = [64, 300, 4_096][random.usize(0..3)];
@@ -473,6 +478,10 @@ impl World {
         let all_fit = room >= self.wanted.len();
         if all_fit && !streams.iter().eq(self.wanted.iter()) {
             return Err(format!("I3: {streams:?} stream instead of {:?}", self.wanted));
+        }
+        let suspect = self.engine.counters.control.recovery.snapshot().suspect_markets;
+        if suspect > 0 {
+            return Err(format!("I3: {suspect} markets are suspect when all is well"));
         }
         let confirmed = self.engine.counters.control.markets.total();
         if all_fit && confirmed != widen(self.wanted.len()) {

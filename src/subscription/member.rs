@@ -10,6 +10,7 @@ use super::pace::Pace;
 use crate::code::ExchangeCode;
 use crate::ids::{CommandId, ConnId, Role, Sid};
 use crate::market::{Change, Shelf, Slot};
+use crate::recovery::Recovery;
 use crate::request::Ask;
 
 /// A connection's subscription.
@@ -107,6 +108,8 @@ pub(crate) struct Member {
     /// The code of the last refusal to open the line.
     pub(crate) refused: Option<ExchangeCode>,
     pub(crate) own: OwnSids,
+    /// Getting books back in step.
+    pub(crate) repair: Recovery<Slot>,
     last_id: u64,
 }
 
@@ -162,6 +165,7 @@ impl Member {
             limited_until: None,
             refused: None,
             own: OwnSids::default(),
+            repair: Recovery::default(),
             last_id: 0,
         }
     }

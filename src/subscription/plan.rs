@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use super::member::{Flight, Line};
+use super::repair::Recovered;
 use super::{Subscriptions, place_of};
 use crate::command::UNANSWERED_MAX;
 use crate::dialect::Dialect;
@@ -27,9 +28,31 @@ pub(crate) enum Step {
 
 /// Markets of one command.
 pub(super) struct Taken {
-    change: Change,
-    markets: Vec<Slot>,
-    search: bool,
+    pub(super) change: Change,
+    pub(super) markets: Vec<Slot>,
+    pub(super) search: bool,
+}
+
+/// How full a command's list is, by count and bytes.
+pub(super) struct Filling {
+    left: usize,
+    bytes: usize,
+}
+
+impl Filling {
+    pub(super) fn new(markets_max: usize) -> Self {
+        Self { left: markets_max, bytes: 0 }
+    }
+
+    /// Adds a ticker; false when there is no room for it.
+    pub(super) fn add(&mut self, ticker: &str) -> bool {
+        if self.left == 0 || self.bytes >= COMMAND_BYTES_MAX {
+            return false;
+        }
+        self.left -= 1;
+        self.bytes += ticker.len() + 3;
+        true
+    }
 }
 
 impl Subscriptions {
@@ -56,6 +79,11 @@ impl Subscriptions {
     }
 
     fn next_shared(&mut self, conn: ConnId, now: Instant) -> Option<Request> {
+        if matches!(self.member(conn)?.line, Line::Open { renew: false, .. })
+            && let Some(request) = self.repair(conn, now)
+        {
+            return Some(request);
+        }
         let member = self.member(conn)?;
         let (line, idle, global) =
             (member.line, member.flights.is_empty(), member.role.is_global());
@@ -122,12 +150,10 @@ impl Subscriptions {
                 Change::Delete => chunk,
             };
             let mut markets = Vec::new();
-            let mut bytes = 0;
-            while markets.len() < most
-                && bytes < COMMAND_BYTES_MAX
-                && let Some(slot) = self.members.get(place_of(conn))?.first(change)
+            let mut filling = Filling::new(most);
+            while let Some(slot) = self.members.get(place_of(conn))?.first(change)
+                && filling.add(self.directory.ticker(slot))
             {
-                bytes += self.directory.ticker(slot).len() + 3;
                 self.ask_about(slot, change);
                 markets.push(slot);
             }
@@ -189,8 +215,8 @@ impl Subscriptions {
         }
     }
 
-    /// Books of these markets came; one ticker a line.
-    pub(crate) fn books_came(&mut self, conn: ConnId, tickers: &str) {
+    /// Books of these markets came; one ticker a line. Says which of them were suspect.
+    pub(crate) fn books_came(&mut self, conn: ConnId, tickers: &str, now: Instant) -> Recovered {
         for ticker in tickers.lines() {
             let slot = self.directory.find(ticker);
             let market = slot.and_then(|slot| self.directory.get_mut(slot));
@@ -198,6 +224,7 @@ impl Subscriptions {
                 market.booked = true;
             }
         }
+        self.repaired(conn, tickers, now)
     }
 
     /// Notes the markets whose books are overdue. Each is asked for once.

@@ -57,6 +57,8 @@ impl Subscriptions {
                 member.pace.went_well();
                 member.refused = None;
             }
+            // It changes nothing, whenever it is carried out.
+            Outcome::TimedOut if matches!(flight.ask, Ask::Books(_)) => {}
             Outcome::TimedOut => {
                 // It may be carried out yet; its markets stay where they are until that is over.
                 for &slot in &flight.markets {
@@ -69,6 +71,7 @@ impl Subscriptions {
             Outcome::Rejected { .. } => {}
         }
         let verdict = Verdict::of(ended.outcome);
+        self.repair_ended(conn, &flight, verdict, ended);
         if self.is_single_member(conn) {
             self.single_ended(conn, flight, verdict, ended, now);
         } else {
@@ -346,6 +349,7 @@ impl Subscriptions {
         if let Some(market) = self.directory.get_mut(slot) {
             market.held = true;
         }
+        self.excuse(conn, slot);
         self.settle(slot, None);
         if let Ok(ticker) = self.directory.ticker(slot).parse::<Ticker>() {
             self.refusals.push(Refusal { conn, ticker, code });

@@ -42,6 +42,8 @@ impl Subscriptions {
         if let Some(sid) = member.own.strays.pop() {
             return self.send(conn, Ask::Unsubscribe(sid), Taken::nothing(), now).map(Step::Send);
         }
+        self.repair(conn, now);
+        let member = self.member(conn)?;
         let (ask, slot, change) = match member.first(Change::Delete) {
             Some(slot) => {
                 let sid = *member.own.by_market.get(&slot)?;

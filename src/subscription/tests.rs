@@ -4,6 +4,7 @@
 
 mod asking;
 mod placing;
+mod repairing;
 mod world;
 
 use proptest::prelude::*;

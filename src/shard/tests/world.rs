@@ -15,6 +15,7 @@ use crate::mailbox::Adoption;
 use crate::messages::{Handoff, Messages};
 use crate::pulse::PulseSettings;
 use crate::request::Ask;
+use crate::suspicion::SuspicionSettings;
 
 /// What the scripted peer does next.
 pub(super) enum Chunk {
@@ -339,6 +340,7 @@ fn settings() -> LinkSettings {
         message_timeout: 20 * second,
         pulse: PulseSettings { silent_after: 60 * second, lag_threshold: 5 * second },
         silent_reconnect: false,
+        suspicion: SuspicionSettings::default(),
     }
 }
 

@@ -338,7 +338,7 @@ fn a_market_without_a_book_five_seconds_after_its_acknowledgement_is_asked_for_o
     let mut world = World::new(settings(Dialect::Live));
     world.up(1);
     holding(&mut world, 3);
-    world.plan.books_came(World::conn(1), "M0\nM2\nunknown\n");
+    world.plan.books_came(World::conn(1), "M0\nM2\nunknown\n", world.now);
     world.named();
     world.pass(4);
     world.flow();

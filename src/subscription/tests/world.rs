@@ -37,6 +37,8 @@ pub(super) fn settings(dialect: Dialect) -> SubscriptionSettings {
         markets_per_connection: 100,
         migrate_after: None,
         subscribe_timeout: TIMEOUT,
+        gap_policy: GapPolicy::Flag,
+        recovery_rate: 1_000,
     }
 }
 
@@ -53,7 +55,7 @@ pub(super) struct Client {
     about: BTreeMap<CommandId, u64>,
     /// Sids said to be over, or told to end before: only those may be ended while a wanted market
     /// is on them.
-    troubled: BTreeSet<u64>,
+    pub(super) troubled: BTreeSet<u64>,
 }
 
 pub(super) struct World {
@@ -142,7 +144,7 @@ impl World {
     pub(super) fn pump(&mut self) {
         self.plan.tick(self.now);
         self.plan.place(self.now);
-        for index in 0..self.peers.len() {
+        for index in self.plan.in_turn() {
             while let Some(step) = self.plan.next(Self::conn(index), self.now) {
                 assert!(self.clients[index].live, "nothing is sent to the dead");
                 match step {

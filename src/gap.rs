@@ -1,0 +1,52 @@
+//! What is done about a gap in an order-book subscription, and what a shard tells of one. It says
+//! what the choices are, not how they are carried out.
+
+use std::time::Instant;
+
+use serde::Deserialize;
+
+use crate::ids::Sid;
+
+/// What is done when messages of an order-book subscription were lost: on the wire, here for want
+/// of room, or because the exchange ended the subscription (codes 25 and 10).
+///
+/// A sequence number is shared by all markets of a subscription, so a gap makes all of their
+/// books suspect. A market's book is sound again when a snapshot has passed whose number is above
+/// the last gap.
+///
+/// ```
+/// use kalshi_feed::{Config, GapPolicy};
+/// let config = Config::builder().gap_policy(GapPolicy::Resnapshot).build()?;
+/// # Ok::<(), kalshi_feed::ConfigError>(())
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum GapPolicy {
+    /// The next message says how many were lost; nothing else is done.
+    #[default]
+    Flag,
+    /// Fresh snapshots of the subscription's markets are asked for, the stream going on; after
+    /// several rounds in vain the subscription is opened anew.
+    Resnapshot,
+    /// The subscription is ended and opened anew, which brings fresh snapshots.
+    Resubscribe,
+}
+
+impl GapPolicy {
+    /// Whether something is done.
+    pub(crate) fn repairs(self) -> bool {
+        self != Self::Flag
+    }
+}
+
+/// Gaps of a connection since they were last told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Gaps {
+    /// Where.
+    pub(crate) sids: Vec<Sid>,
+    /// The number of the last of them in its epoch.
+    pub(crate) last: u64,
+    /// When the first of them was seen.
+    pub(crate) since: Instant,
+}

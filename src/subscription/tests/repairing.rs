@@ -1,0 +1,167 @@
+//! Gaps and what is asked for after them: lists, limits, subscriptions opened anew.
+
+use super::*;
+use crate::gap::Gaps;
+
+fn repairing(policy: GapPolicy, dialect: Dialect) -> World {
+    let mut world = World::new(SubscriptionSettings { gap_policy: policy, ..settings(dialect) });
+    world.up(1);
+    holding(&mut world, 10);
+    books(&mut world, 1, 0..10);
+    world.named();
+    world
+}
+
+fn books(world: &mut World, index: usize, markets: std::ops::Range<u16>) -> (usize, u64) {
+    let tickers: String = markets.map(|number| format!("{}\n", ticker(number))).collect();
+    let recovered = world.plan.books_came(World::conn(index), &tickers, world.now);
+    (recovered.markets.len(), recovered.left)
+}
+
+fn gap(world: &mut World, index: usize, last: u64, sids: &[u64]) -> u64 {
+    // For which it may be ended, though it streams.
+    world.clients[index].troubled.extend(sids);
+    let sids = sids.iter().map(|&sid| Sid::new(sid)).collect();
+    let gaps = Gaps { sids, last, since: world.now };
+    let suspected = world.plan.gap(World::conn(index), &gaps, world.now);
+    suspected.map_or(0, |suspected| suspected.total)
+}
+
+fn suspects(world: &World) -> u64 {
+    world.plan.recoveries().0
+}
+
+#[test]
+fn f1_the_books_of_all_markets_are_asked_for_in_lists() {
+    let mut world = repairing(GapPolicy::Resnapshot, Dialect::Live);
+    assert_eq!(gap(&mut world, 1, 1, &[1]), 10);
+    assert_eq!(gap(&mut world, 1, 2, &[1]), 0, "suspect already");
+    world.flow();
+    let sent = world.named();
+    assert_eq!(count(&sent, "get_snapshot"), (3, 10), "{sent:?}");
+    assert_eq!(sent.len(), 3);
+    assert_eq!(world.plan.unsettled(World::conn(1)), None);
+    assert_eq!(books(&mut world, 1, 0..9), (9, 1));
+    assert_eq!(books(&mut world, 1, 0..9), (0, 1));
+    // One did not come: it is asked for again, alone.
+    world.pass(1);
+    world.flow();
+    assert_eq!(world.named(), [(1, "get_snapshot".to_owned(), vec!["M9".to_owned()])]);
+    assert_eq!(books(&mut world, 1, 9..10), (1, 0));
+    assert_eq!(world.plan.unsettled(World::conn(1)), Some(2));
+    world.plan.settled(World::conn(1));
+    assert_eq!((suspects(&world), world.plan.unsettled(World::conn(1))), (0, None));
+    let totals = world.plan.recoveries().1;
+    assert_eq!((totals.started, totals.completed, totals.books_asked), (1, 1, 11));
+    world.quiesce();
+    assert!(world.named().iter().all(|&(index, ..)| index != 1), "nothing more is asked");
+}
+
+#[test]
+fn markets_that_leave_are_suspect_no_more_and_those_that_are_being_added_are() {
+    let mut world = repairing(GapPolicy::Resnapshot, Dialect::Live);
+    world.want(10, 0);
+    world.pump();
+    assert_eq!(gap(&mut world, 1, 1, &[1]), 11);
+    (0..9).for_each(|number| world.unwant(number));
+    world.flow();
+    assert_eq!(suspects(&world), 2);
+    world.down(1);
+    assert_eq!(suspects(&world), 0, "its subscription is gone, and all comes anew");
+    world.up(1);
+    world.flow();
+    assert_eq!(world.plan.unsettled(World::conn(1)), None);
+    let totals = world.plan.recoveries().1;
+    assert_eq!((totals.started, totals.completed), (1, 0), "cut short");
+}
+
+#[test]
+fn f1_a_subscription_is_opened_anew_as_the_policy_has_it() {
+    let mut world = repairing(GapPolicy::Resubscribe, Dialect::Live);
+    gap(&mut world, 1, 1, &[1]);
+    world.flow();
+    let sent = world.named();
+    let kinds: Vec<_> = sent.iter().map(|(_, kind, _)| kind.as_str()).collect();
+    assert_eq!(kinds, ["unsubscribe", "subscribe", "add_markets", "add_markets"]);
+    assert_eq!(suspects(&world), 10, "until their books come");
+    assert_eq!(books(&mut world, 1, 0..10), (10, 0));
+    world.quiesce();
+    assert!(world.named().iter().all(|&(index, ..)| index != 1), "nothing more is asked");
+    world.check_settled();
+}
+
+#[test]
+fn rounds_in_vain_end_in_a_new_subscription() {
+    let mut world = repairing(GapPolicy::Resnapshot, Dialect::Live);
+    gap(&mut world, 1, 1, &[1]);
+    let mut sent = Vec::new();
+    for _ in 0..6 {
+        world.flow();
+        sent.extend(world.named());
+        world.pass(1);
+    }
+    assert_eq!(count(&sent, "get_snapshot").0, 3 * 4);
+    assert_eq!(count(&sent, "unsubscribe").0, 1);
+    assert_eq!(count(&sent, "subscribe").0, 1);
+    assert_eq!(books(&mut world, 1, 0..10), (10, 0));
+    world.quiesce();
+    world.check_settled();
+}
+
+#[test]
+fn an_exchange_that_does_not_know_the_command_is_asked_once() {
+    let mut world = repairing(GapPolicy::Resnapshot, Dialect::Live);
+    gap(&mut world, 1, 1, &[1]);
+    world.pump();
+    world.peers[1].take(Fate::Refused(13));
+    world.deliver(1);
+    world.flow();
+    let sent = world.named();
+    assert_eq!((count(&sent, "get_snapshot").0, count(&sent, "unsubscribe").0), (1, 1), "{sent:?}");
+}
+
+#[test]
+fn f1_a_market_with_a_sid_of_its_own_is_opened_anew_alone() {
+    for policy in [GapPolicy::Resnapshot, GapPolicy::Resubscribe] {
+        let mut world = repairing(policy, Dialect::Legacy);
+        let info = world.plan.info(&"M3".parse().unwrap(), world.now).unwrap();
+        let sid = info.sid.unwrap().number();
+        assert_eq!(gap(&mut world, 1, 1, &[sid, 999]), 1, "nobody has the other");
+        world.flow();
+        let kinds: Vec<_> = world.named().into_iter().map(|(_, kind, _)| kind).collect();
+        assert_eq!(kinds, ["unsubscribe", "subscribe"]);
+        assert_eq!(books(&mut world, 1, 3..4), (1, 0));
+        world.quiesce();
+        world.check_settled();
+    }
+}
+
+#[test]
+fn f9_the_rate_holds_over_all_connections() {
+    let settings = SubscriptionSettings {
+        gap_policy: GapPolicy::Resnapshot,
+        recovery_rate: 4,
+        ..settings(Dialect::Live)
+    };
+    let mut world = World::new(settings);
+    (0..world.peers.len()).for_each(|index| world.up(index));
+    holding(&mut world, 12);
+    for index in 1..4 {
+        books(&mut world, index, 0..12);
+    }
+    world.named();
+    (1..4).for_each(|index| assert_eq!(gap(&mut world, index, 1, &[1]), 4));
+    let mut asked = Vec::new();
+    for _ in 0..4 {
+        world.flow();
+        asked.push(count(&world.named(), "get_snapshot").1);
+        (1..4).for_each(|index| {
+            let named: Vec<String> =
+                world.peers[index].streams().filter(|_| asked.len() >= 3).cloned().collect();
+            world.plan.books_came(World::conn(index), &named.join("\n"), world.now);
+        });
+        world.pass(1);
+    }
+    assert_eq!(asked, [4, 4, 4, 0]);
+    assert_eq!(suspects(&world), 0);
+}
