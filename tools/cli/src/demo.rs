@@ -401,6 +401,10 @@ impl Outcome {
                 cut.requested, cut.cut, cut.live_again, cut.snapshots, cut.markets
             ));
         }
+        if live.recovery.suspect_markets > 0 {
+            let suspect = live.recovery.suspect_markets;
+            wrong.push(format!("{suspect} markets were suspect still at the end"));
+        }
         if self.verdict.unaccounted > 0 {
             let findings = self.verdict.findings.iter().take(FINDINGS);
             let findings: Vec<_> = findings.map(String::as_str).collect();

@@ -15,6 +15,7 @@ mod lifecycle;
 mod markets;
 mod output;
 mod policies;
+mod recoveries;
 mod roster;
 mod run;
 mod settings;

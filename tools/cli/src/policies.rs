@@ -1,7 +1,7 @@
 //! The flags that say what is done about loss. It only turns words into the engine's settings.
 
 use clap::{Args, ValueEnum};
-use kalshi_feed::{ConfigBuilder, Overflow};
+use kalshi_feed::{ConfigBuilder, GapPolicy, Overflow};
 
 /// What the engine does about loss.
 #[derive(Clone, Copy, Debug, Default, Args)]
@@ -11,6 +11,9 @@ pub(crate) struct Policies {
     /// connections.
     #[arg(long, value_name = "POLICY")]
     pub(crate) overflow: Option<OverflowFlag>,
+    /// When order-book messages were lost: flag it, ask for fresh snapshots, or subscribe anew.
+    #[arg(long, value_name = "POLICY")]
+    pub(crate) gap_policy: Option<GapFlag>,
 }
 
 /// `--overflow`.
@@ -22,6 +25,17 @@ pub(crate) enum OverflowFlag {
     Backpressure,
 }
 
+/// `--gap-policy`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum GapFlag {
+    /// The next message says how many.
+    Flag,
+    /// Fresh snapshots of the markets whose books may be wrong.
+    Resnapshot,
+    /// Those markets are subscribed anew.
+    Resubscribe,
+}
+
 impl Policies {
     /// Puts the flags given over the settings.
     pub(crate) fn apply(&self, mut settings: ConfigBuilder) -> ConfigBuilder {
@@ -30,6 +44,13 @@ impl Policies {
                 OverflowFlag::DropNewest => settings.overflow(Overflow::DropNewest),
                 OverflowFlag::Backpressure => settings.overflow(Overflow::Backpressure),
             };
+        }
+        if let Some(gap_policy) = self.gap_policy {
+            settings = settings.gap_policy(match gap_policy {
+                GapFlag::Flag => GapPolicy::Flag,
+                GapFlag::Resnapshot => GapPolicy::Resnapshot,
+                GapFlag::Resubscribe => GapPolicy::Resubscribe,
+            });
         }
         settings
     }

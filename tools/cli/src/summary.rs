@@ -13,6 +13,7 @@ use serde::Serialize;
 use crate::cut::CutResult;
 use crate::failure::Failure;
 use crate::latency::Quantiles;
+use crate::recoveries::Spread;
 
 /// What there is to say in the end. Scripts depend on the keys: they are only ever added to.
 #[derive(Clone, Debug, Serialize)]
@@ -33,6 +34,12 @@ pub(crate) struct Summary {
     pub(crate) lifecycle_discarded: u64,
     pub(crate) sequence_gaps: u64,
     pub(crate) messages_missed: u64,
+    /// Times order books of a connection were got back in step after gaps.
+    pub(crate) recoveries: u64,
+    /// Before the stop.
+    pub(crate) suspect_markets: u64,
+    /// How long markets were suspect.
+    pub(crate) recovery_ns: Spread,
     pub(crate) reconnects: u64,
     pub(crate) subscribe_errors: u64,
     pub(crate) bytes_received: u64,
@@ -122,6 +129,9 @@ impl Summary {
             lifecycle_discarded: last.lifecycle_discarded,
             sequence_gaps: last.sequence_gaps,
             messages_missed: last.messages_missed,
+            recoveries: last.recovery.started,
+            suspect_markets: live.recovery.suspect_markets,
+            recovery_ns: Spread::of(&last.recovery.times),
             reconnects: last.reconnects,
             subscribe_errors: last.subscribe_errors,
             bytes_received: last.bytes_received,
@@ -189,6 +199,9 @@ impl Summary {
             self.messages_missed,
             self.subscribe_errors
         )?;
+        if self.recoveries > 0 {
+            self.recovery_ns.write(out, (self.recoveries, self.suspect_markets))?;
+        }
         writeln!(out, "latency       socket read to consumer: {}", figures(self.latency_ns))?;
         if let Some(demo) = &self.demo {
             demo.write(out)?;
@@ -293,6 +306,7 @@ mod tests {
     const KEYS: &str = "connections_total connections_healthy subscriptions_total markets_total \
         messages_received messages_forwarded messages_consumed messages_dropped \
         messages_abandoned lifecycle_forwarded lifecycle_discarded sequence_gaps messages_missed \
+        recoveries suspect_markets recovery_ns \
         reconnects subscribe_errors bytes_received wall_seconds cpu_seconds cpu_ns_per_message \
         max_rss_bytes latency_ns shards";
 
