@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use crate::frame::Framer;
 use crate::timer::after;
 
-/// From this size on, the pieces of a frame are gathered rather than copied with every read.
+/// Once a frame's front has been copied so much, however many reads that took, its pieces are
+/// gathered rather than copied with every read.
 const GATHER_BYTES: usize = 4 << 10;
 /// A gathered frame's buffer is not kept beyond this size.
 const BYTES_KEPT: usize = 64 << 10;
@@ -16,8 +17,11 @@ pub(crate) struct Partial {
     bytes: Vec<u8>,
     /// It came with the upgrade and was never looked at.
     unread: bool,
-    /// How many bytes it lacks to a whole frame, when it is large; else nothing.
+    /// How many bytes it lacks to a whole frame, when the pieces are gathered; else nothing.
     missing: usize,
+    /// The frames before this one, and how much was copied to keep its front.
+    frame: u64,
+    copied: usize,
     /// The message of which only part has come, and since when.
     unfinished: Option<(u64, Instant)>,
 }
@@ -25,7 +29,8 @@ pub(crate) struct Partial {
 impl Partial {
     /// What came with the upgrade.
     pub(crate) fn new(unread: Vec<u8>) -> Self {
-        Self { unread: !unread.is_empty(), bytes: unread, missing: 0, unfinished: None }
+        let unlooked = !unread.is_empty();
+        Self { bytes: unread, unread: unlooked, missing: 0, frame: 0, copied: 0, unfinished: None }
     }
 
     /// What goes before the bytes of the next read.
@@ -34,8 +39,8 @@ impl Partial {
     }
 
     /// Takes what was read behind `front`, which was this long. True when there is something to
-    /// digest; then `plain` holds all of it. However many pieces a large frame comes in, each is
-    /// copied only twice.
+    /// digest; then `plain` holds all of it. However many pieces a frame comes in, what is copied
+    /// for it is bounded by its size and a few kilobytes.
     pub(crate) fn gather(&mut self, plain: &mut Vec<u8>, front: usize) -> bool {
         let fresh = plain.len().saturating_sub(front);
         if self.missing == 0 {
@@ -57,7 +62,11 @@ impl Partial {
         self.bytes.clear();
         self.bytes.shrink_to(BYTES_KEPT);
         self.bytes.extend_from_slice(rest);
-        self.missing = if rest.len() < GATHER_BYTES { 0 } else { framer.missing(rest) };
+        if self.frame != framer.frames() {
+            (self.frame, self.copied) = (framer.frames(), 0);
+        }
+        self.copied = self.copied.saturating_add(rest.len());
+        self.missing = if self.copied < GATHER_BYTES { 0 } else { framer.missing(rest) };
         self.unfinished = framer.unfinished(rest).map(|message| match self.unfinished {
             Some((same, since)) if same == message => (message, since),
             _ => (message, now),
