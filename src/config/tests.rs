@@ -57,7 +57,7 @@ fn the_kernel_gives_up_when_we_do() {
 #[test]
 fn h4_a_time_no_clock_could_hold_is_refused() {
     type Set = fn(ConfigBuilder, Duration) -> ConfigBuilder;
-    let table: [(&str, Set); 13] = [
+    let table: [(&str, Set); 17] = [
         ("connect_timeout", ConfigBuilder::connect_timeout),
         ("subscribe_timeout", ConfigBuilder::subscribe_timeout),
         ("start_timeout", ConfigBuilder::start_timeout),
@@ -71,12 +71,20 @@ fn h4_a_time_no_clock_could_hold_is_refused() {
         ("silent_after", ConfigBuilder::silent_after),
         ("lag_threshold", ConfigBuilder::lag_threshold),
         ("stall_threshold", ConfigBuilder::stall_threshold),
+        ("handler_slow_threshold", ConfigBuilder::handler_slow_threshold),
+        ("tcp_user_timeout", ConfigBuilder::tcp_user_timeout),
+        ("migrate_after", ConfigBuilder::migrate_after),
+        ("wait", |new, spin| new.wait(Wait::Adaptive { spin })),
     ];
     for (setting, set) in table {
         for time in [Duration::MAX, Duration::from_secs(u64::MAX), Duration::from_secs(90_000)] {
             refused(set(Config::builder(), time), setting);
         }
     }
+    // The longest that are taken, and the sums made of them, fit every clock.
+    let day = Duration::from_secs(86_400);
+    let longest = Config::builder().ping_idle(day).pong_timeout(day);
+    assert_eq!(longest.build().unwrap().socket.user_timeout, 2 * day);
 }
 
 #[test]

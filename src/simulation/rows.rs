@@ -144,6 +144,67 @@ fn g5_a_shard_that_fails_by_a_bug_comes_back_with_all_its_markets() {
 }
 
 #[test]
+fn h1_an_hour_forth_and_back_on_peoples_clock_moves_no_timer() {
+    // The same life with a clock that jumps and with one that does not; that the exchange's times
+    // are an hour off would be told, and is not what this is about.
+    let live = |jumps: bool| {
+        let mut settings = Settings::short(SMALL, 2, 7);
+        settings.config.lag_threshold = Duration::ZERO;
+        let mut world = world(settings, 12);
+        for hours in [1, 0, -1, 0, 1] {
+            if jumps {
+                world.network.borrow_mut().clock.wall_shift = hours * 3_600;
+            }
+            pass(&mut world, seconds(10));
+        }
+        // Quiet enough for pings of ours to be due.
+        (world.exchange.burst, world.exchange.pings) = (0, false);
+        pass(&mut world, seconds(30));
+        assert_eq!(world.downs(), 0, "{:?}", world.events);
+        world.check_well().unwrap();
+        let trace = &world.network.borrow().trace;
+        (trace.hash, trace.lines, world.exchange.ledger.totals.delivered)
+    };
+    assert_eq!(live(true), live(false));
+}
+
+#[test]
+fn h3_what_is_due_in_one_tick_is_done_once_each_and_in_the_same_order_every_time() {
+    let live = || {
+        let mut world = small();
+        (world.exchange.burst, world.exchange.pings) = (0, false);
+        for conn in 1..=6 {
+            let link = world.link(conn);
+            world.network.borrow_mut().sockets[link].severed = true;
+        }
+        // Nobody has a turn for a minute; then every timer there is is overdue at once.
+        (0..world.asleep_until.len()).for_each(|party| world.sleep(party, seconds(60)));
+        pass(&mut world, seconds(60));
+        let before = world.steps;
+        pass(&mut world, seconds(5));
+        let steps = world.steps - before;
+        let downs = world.events.iter().filter_map(|event| match event {
+            Event::Down { conn, cause: Cause::Liveness { .. }, .. } => Some(conn.number()),
+            _ => None,
+        });
+        let downs: Vec<_> = downs.collect();
+        well_within(&mut world, seconds(10));
+        world.stop().unwrap();
+        let hash = world.network.borrow().trace.hash;
+        (downs, steps, hash)
+    };
+    let (downs, steps, hash) = live();
+    for shard in 0..2 {
+        let own = downs.iter().filter(|conn| (**conn - 1) / 2 % 2 == shard).copied();
+        let expected: Vec<_> = (1..=6).filter(|conn| (conn - 1) / 2 % 2 == shard).collect();
+        assert_eq!(own.collect::<Vec<u16>>(), expected, "of shard {shard}");
+    }
+    assert_eq!(downs.len(), 6, "{downs:?}");
+    assert!(steps < 300, "{steps} turns and events");
+    assert_eq!(live(), (downs, steps, hash));
+}
+
+#[test]
 fn h2_a_process_stopped_while_it_waits_for_pongs_gives_nobody_up_that_sent_them() {
     let mut world = small();
     // Nothing comes but the answers to our pings, and those are on their way for long.
