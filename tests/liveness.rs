@@ -12,8 +12,8 @@ mod support;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use exchange_sim::{ExchangeConfig, Mode};
-use kalshi_feed::{ConnId, Event, PoolLayout};
+use exchange_sim::{ExchangeConfig, Mode, Wire};
+use kalshi_feed::{Cause, ConnId, Event, PoolLayout};
 use support::Rig;
 
 const POOL: PoolLayout = PoolLayout::new(1, 1, 1, 5);
@@ -102,6 +102,50 @@ fn d9_an_exchange_that_never_pings_is_pinged_and_its_pongs_are_life() {
     let stats = rig.handle.stats();
     assert_eq!((stats.reconnects, stats.connections_healthy), (0, 8));
     assert!(!rig.seen.iter().any(|event| matches!(event, Event::Down { .. })));
+}
+
+#[test]
+fn d8_half_open_connections_are_noticed_and_no_other_suffers() {
+    let wired = ExchangeConfig { proxy: Some(Wire::default()), ..exchange() };
+    let mut rig = Rig::start(wired, POOL, |settings| {
+        settings.ping_idle(Duration::from_millis(700)).pong_timeout(Duration::from_millis(1_500))
+    });
+    rig.all_confirmed(50);
+    // From now on nothing passes on two of them, in either direction, and neither end is told.
+    let lost: Vec<_> = [2, 5].map(|conn| (ConnId::new(conn), rig.live[&ConnId::new(conn)])).into();
+    let peers: Vec<_> = lost.iter().map(|(_, (_, address))| *address).collect();
+    assert_eq!(rig.exchange.set_wire_of(&peers, Wire::black_hole()), 2);
+    rig.consume_until(
+        "both are given up and back",
+        |_| {},
+        |rig| {
+            let stats = rig.handle.stats();
+            stats.reconnects == 2
+                && (stats.connections_healthy, stats.markets_total) == (8, 50)
+                && lost.iter().all(|(conn, (epoch, _))| {
+                    rig.live.get(conn).is_some_and(|(live, _)| live > epoch)
+                })
+        },
+    );
+    let downs: BTreeMap<_, _> = rig
+        .seen
+        .iter()
+        .filter_map(|event| match event {
+            Event::Down { conn, cause, .. } => Some((*conn, cause.clone())),
+            _ => None,
+        })
+        .collect();
+    let victims: Vec<_> = lost.iter().map(|(conn, _)| *conn).collect();
+    assert_eq!(downs.keys().copied().collect::<Vec<_>>(), victims);
+    for cause in downs.values() {
+        assert!(
+            matches!(cause, Cause::Liveness { message } if message.starts_with("no frame for")),
+            "{cause}"
+        );
+    }
+    let (verdict, _) = rig.settle();
+    assert_eq!(verdict.unaccounted, 0, "{:#?}", verdict.findings);
+    assert!(verdict.covered > 0, "what was sent into the hole: {verdict:?}");
 }
 
 #[test]

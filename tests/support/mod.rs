@@ -157,14 +157,15 @@ impl Rig {
         }
     }
 
-    /// Waits until every market wanted is confirmed.
+    /// Waits until every market wanted is confirmed, and what is live has been told of.
     pub(crate) fn all_confirmed(&mut self, markets: u64) {
         self.consume_until(
             "all markets are confirmed",
             |_| {},
             |rig| {
                 let stats = rig.handle.stats();
-                stats.markets_total == markets && stats.markets_wanted == markets
+                (stats.markets_total, stats.markets_wanted) == (markets, markets)
+                    && u64::try_from(rig.live.len()) == Ok(stats.connections_healthy)
             },
         );
     }
