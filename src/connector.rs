@@ -209,6 +209,7 @@ impl<T: Transport, R: Resolver> Connector<T, R> {
             match self.parts.orders.try_recv() {
                 Ok(Dial::Begin { conn, epoch, role }) => {
                     self.discard(place_of(conn));
+                    log::debug!("connection {conn} ({role}): attempt {epoch} begins");
                     let attempt = self.attempt(conn, epoch, role, now);
                     if let Some(place) = self.attempts.get_mut(place_of(conn)) {
                         *place = Some(attempt);

@@ -13,6 +13,7 @@
     reason = "each bench uses a part; a measurement fails by panicking, and reads clocks"
 )]
 
+pub(crate) mod audited;
 pub(crate) mod engine;
 pub(crate) mod plot;
 

@@ -2,15 +2,19 @@
 //! used up. It prints nothing.
 
 use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
 
 use exchange_sim::{BadTickers, Exchange};
 
 /// What can be told.
 const HELP: &str = "use stats, mode M, rate R, fault RULE, faults clear, data RULE, data clear, \
     delay DELAY, upgrade RULE, upgrade clear, skew MS, listen on|off, wire WIRE, reset [N], \
-    manners MANNERS, odd FRAME, break HOW [N], close CODE [N], cut [N], stall CHANNEL on|off, \
-    terminate CODE, market_cap N, command_cap N|none, bad CODE TICKER..., bad none, create N or \
-    settle N";
+    manners MANNERS, odd FRAME, break HOW [N], close CODE [N], cut [N], cut_of ADDRESS..., stall \
+    CHANNEL on|off, terminate CODE, market_cap N, command_cap N|none, bad CODE TICKER..., \
+    bad none, create N, settle N, rest or ledger FILE";
+/// How long `rest` may take.
+const REST: Duration = Duration::from_secs(20);
 
 /// Carries out one control line.
 ///
@@ -23,7 +27,9 @@ pub(crate) fn obey(exchange: &Exchange, line: &str) -> Result<(), String> {
             commands(exchange, name, rest)
         }
         "upgrade" | "skew" | "listen" | "wire" | "reset" => network(exchange, name, rest),
-        "manners" | "odd" | "break" | "close" | "cut" | "stall" => conduct(exchange, name, rest),
+        "manners" | "odd" | "break" | "close" | "cut" | "cut_of" | "stall" => {
+            conduct(exchange, name, rest)
+        }
         _ => market(exchange, name, rest),
     };
     match done {
@@ -55,6 +61,12 @@ fn market(exchange: &Exchange, name: &str, rest: &str) -> Result<bool, String> {
             markets.truncate(count);
             exchange.settle_markets(&markets);
         }
+        ("rest", "") => {
+            if !exchange.stop_traffic(REST) {
+                return Err(format!("frames are still queued after {REST:?}"));
+            }
+        }
+        ("ledger", path) if !path.is_empty() => write_ledger(exchange, Path::new(path))?,
         _ => return Ok(false),
     }
     Ok(true)
@@ -134,6 +146,13 @@ fn conduct(exchange: &Exchange, name: &str, rest: &str) -> Result<bool, String> 
             Some(peers) => drop(exchange.cut(&peers)),
             None => return Ok(false),
         },
+        ("cut_of", _) => {
+            let peers: Result<Vec<SocketAddr>, _> = rest.split(' ').map(str::parse).collect();
+            match peers {
+                Ok(peers) => drop(exchange.cut(&peers)),
+                Err(_) => return Ok(false),
+            }
+        }
         ("stall", _) if matches!(count, "on" | "off") => {
             for holding in exchange.holdings().iter().filter(|held| held.channel == what) {
                 exchange.stall(holding.peer, holding.sid, count == "on");
@@ -142,6 +161,13 @@ fn conduct(exchange: &Exchange, name: &str, rest: &str) -> Result<bool, String> 
         _ => return Ok(false),
     }
     Ok(true)
+}
+
+/// Puts what was sent so far into a file, for an audit elsewhere.
+fn write_ledger(exchange: &Exchange, path: &Path) -> Result<(), String> {
+    let text = serde_json::to_string(&exchange.ledger()).map_err(|error| error.to_string());
+    text.and_then(|text| std::fs::write(path, text).map_err(|error| error.to_string()))
+        .map_err(|error| format!("cannot write the ledger to {}: {error}", path.display()))
 }
 
 /// The oldest so many connections; all of them without a number.

@@ -3,10 +3,10 @@
 
 use std::net::SocketAddr;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Numbers `first..=last`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NumberRange {
     /// The lowest number of the range.
     pub first: u64,
@@ -15,7 +15,7 @@ pub struct NumberRange {
 }
 
 /// From slot `from` on, numbers count up from `number`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Renumbering {
     /// The first slot it is about.
     pub from: u64,
@@ -24,7 +24,7 @@ pub struct Renumbering {
 }
 
 /// How a connection ended, as the exchange knows it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Ended {
     /// It has not.
     Open,
@@ -50,7 +50,7 @@ impl Ended {
 
 /// One sid of one connection. Its frames are counted in slots, from 1: the frame's place in the
 /// order of its sid. The number on a frame is that of its slot, unless `renumbered` says otherwise.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SidRecord {
     /// The subscription id.
     pub sid: u64,
@@ -74,7 +74,7 @@ pub struct SidRecord {
 }
 
 /// One accepted TCP connection.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ConnectionRecord {
     /// Running number of the accept, from 1; tells apart connections that reused an address.
     pub accept_number: u64,
@@ -108,7 +108,7 @@ impl ConnectionRecord {
 }
 
 /// Everything the exchange sent since it started.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ledger {
     /// Every accepted connection, by ascending accept number.
     pub connections: Vec<ConnectionRecord>,

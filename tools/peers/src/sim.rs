@@ -140,6 +140,18 @@ impl Sim {
     }
 }
 
+impl Sim {
+    /// No more traffic; then, once it has written what was queued, the account of all it sent, as
+    /// JSON. Between the two `taken` sees to it that all of it is read.
+    pub fn settle(&mut self, taken: impl FnOnce()) -> String {
+        self.tell("rest");
+        taken();
+        let path = self.folder.join("ledger");
+        self.tell(&format!("ledger {}", path.display()));
+        std::fs::read_to_string(path).expect("the ledger it wrote")
+    }
+}
+
 impl Drop for Sim {
     fn drop(&mut self) {
         drop(self.commands.take());
