@@ -223,6 +223,9 @@ settings! {
     /// Snapshots asked for after gaps in a second, over the whole process; markets subscribed anew
     /// for that count, too. Default: 10,000.
     recovery_rate: usize = 10_000;
+    /// Markets of which one connection keeps the newest message under
+    /// [`Overflow::ConflateByMarket`](crate::Overflow::ConflateByMarket). Default: 65,536.
+    conflate_markets: usize = 65_536;
     /// Messages waiting for the host. Default: 10,000.
     message_buffer: usize = 10_000;
     /// Bytes waiting for the host, counted as the capacity of the buffers that hold them.
@@ -394,6 +397,12 @@ impl ConfigBuilder {
         at_least("message_buffer", self.message_buffer, 1, 1 << 24)?;
         at_least("event_buffer", self.event_buffer, 1, 1 << 20)?;
         at_least("recovery_rate", self.recovery_rate, 1, 1_000_000)?;
+        at_least("conflate_markets", self.conflate_markets, 1, 1 << 24)?;
+        if self.overflow.conflates_too_much() {
+            let problem = "conflate-by-market is for ticker alone, where the newest message says \
+                           all; write { ticker = \"conflate-by-market\" }";
+            return invalid("overflow", problem);
+        }
         at_least("turn_budget", self.turn_budget, 1, 1_024)?;
         if let Some(bytes) = self.receive_buffer_bytes {
             at_least("receive_buffer_bytes", bytes, 4_096, 1 << 30)?;

@@ -209,8 +209,8 @@ pub enum Event {
         /// How late.
         lag: Duration,
     },
-    /// Messages of a shard find no room: by policy they are dropped, or their connections are held
-    /// back.
+    /// Messages of a shard find no room: by policy they are dropped or conflated, or their
+    /// connections are held back.
     OverflowBegan {
         /// Whose.
         shard: ShardId,
@@ -223,6 +223,9 @@ pub enum Event {
         lasted: Duration,
         /// Messages dropped meanwhile.
         dropped: u64,
+        /// Of those, left out because a newer one of their market came
+        /// ([`Overflow::ConflateByMarket`](crate::Overflow::ConflateByMarket)).
+        conflated: u64,
     },
     /// A turn of a shard took longer than `stall_threshold`, and its sockets waited. Told at once,
     /// then at most once a second for each shard.

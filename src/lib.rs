@@ -38,6 +38,7 @@ mod code;
 mod command;
 mod conductor;
 mod config;
+mod conflate;
 mod connection;
 mod connector;
 mod cores;

@@ -197,8 +197,17 @@ impl Outlet {
 
     /// Hands over the batch's first messages, as many as there is room for, and leaves the others
     /// in `rest` for the caller. Never waits.
-    pub(crate) fn send(&mut self, mut batch: Box<Buffer>, rest: &mut Vec<Entry>) -> Handed {
+    pub(crate) fn send(&mut self, batch: Box<Buffer>, rest: &mut Vec<Entry>) -> Handed {
         rest.clear();
+        self.send_part(batch, |_, left| rest.extend_from_slice(left))
+    }
+
+    /// The same, showing the others to the caller while their bytes are still here.
+    pub(crate) fn send_part(
+        &mut self,
+        mut batch: Box<Buffer>,
+        left: impl FnOnce(&Buffer, &[Entry]),
+    ) -> Handed {
         if self.room.is_closed() {
             // Nobody listens any more: as good as handed over, and counted as abandoned.
             let messages = batch.entries.len();
@@ -208,13 +217,27 @@ impl Outlet {
         let messages = u32::try_from(batch.entries.len()).unwrap_or(u32::MAX);
         let charge = self.take_room(1, messages, units(&batch));
         let granted = usize::try_from(charge.messages).unwrap_or(usize::MAX);
-        rest.extend(batch.entries.drain(granted.min(batch.entries.len())..));
+        if let Some(rest) = batch.entries.get(granted..).filter(|rest| !rest.is_empty()) {
+            left(&batch, rest);
+            batch.entries.truncate(granted);
+        }
         if granted == 0 {
             self.recycle(batch);
             return Handed { messages: 0 };
         }
         self.pass_on(batch, charge);
         Handed { messages: granted }
+    }
+
+    /// How many messages would find room now, if they are few bytes and no other shard is faster.
+    pub(crate) fn free(&self) -> usize {
+        if self.room.is_closed() {
+            return usize::MAX;
+        }
+        let taken = Charge::unpack(self.room.taken.load(Ordering::Relaxed));
+        let free = self.room.limit.minus(taken).unwrap_or_default().plus(self.ahead);
+        let fits = usize::try_from(free.units).is_ok_and(|units| units >= SMALL_BYTES / UNIT_BYTES);
+        if fits { usize::try_from(free.messages).unwrap_or(usize::MAX) } else { 0 }
     }
 
     /// Room for `messages` in a buffer of `units`, or for the first that fit if those are `least`.

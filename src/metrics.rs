@@ -33,6 +33,11 @@ impl Stats {
             ("messages_received_total", "Data messages received.", self.messages_received),
             ("messages_forwarded_total", "Handed to the host.", self.messages_forwarded),
             ("messages_dropped_total", "Dropped for want of room.", self.messages_dropped),
+            (
+                "messages_conflated_total",
+                "Of those, for a newer one of their market.",
+                self.messages_conflated,
+            ),
             ("sequence_gaps_total", "Holes in sequences, on the wire.", self.sequence_gaps),
             ("messages_missed_total", "Slots in those holes.", self.messages_missed),
             ("lifecycle_forwarded_total", "Handed to the registry.", self.lifecycle_forwarded),

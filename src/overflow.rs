@@ -21,6 +21,13 @@ pub enum Overflow {
     /// Stop reading its connection until there is room. Nothing is dropped here; if it lasts, the
     /// exchange's own buffers overflow, and the exchange says so.
     Backpressure,
+    /// Of each market keep the newest message until there is room, in the place of the older one
+    /// (at most `conflate_markets` and `message_buffer_bytes` for each connection; what is beyond
+    /// is dropped). Only for `ticker`, where the newest message says all there is to know.
+    ///
+    /// What is kept goes out in the order in which it came. Messages left out are dropped messages:
+    /// the next one of the subscription tells how many.
+    ConflateByMarket,
 }
 
 /// The policy of each role. Lifecycle frames are always held back, never dropped.
@@ -53,6 +60,13 @@ impl OverflowPolicy {
             Role::Orderbook => self.orderbook,
             Role::Lifecycle => Overflow::Backpressure,
         }
+    }
+}
+
+impl OverflowPolicy {
+    /// Whether a role conflates whose older messages say something the newest does not.
+    pub(crate) fn conflates_too_much(&self) -> bool {
+        [self.trade, self.orderbook].contains(&Overflow::ConflateByMarket)
     }
 }
 
@@ -99,5 +113,11 @@ mod tests {
         assert_eq!((each.ticker, each.trade), (Overflow::DropNewest, Overflow::Backpressure));
         assert!(serde_json::from_str::<OverflowPolicy>(r#"{"trades":"backpressure"}"#).is_err());
         assert_eq!(each.of(Role::Lifecycle), Overflow::Backpressure);
+        let ticker: OverflowPolicy =
+            serde_json::from_str(r#"{"ticker":"conflate-by-market"}"#).unwrap();
+        assert_eq!(
+            (ticker.ticker, ticker.trade),
+            (Overflow::ConflateByMarket, Overflow::DropNewest)
+        );
     }
 }

@@ -13,6 +13,7 @@ use crossbeam_channel::{Receiver, Sender, TrySendError};
 use crossbeam_utils::CachePadded;
 
 use crate::batch::{Batch, Entry, RawMessage};
+use crate::conflate::{Conflated, Limits};
 use crate::delivery::{Delivery, Inline, Panicked};
 use crate::error::Cause;
 use crate::event::Event;
@@ -45,6 +46,8 @@ struct Slot<L> {
     up: bool,
     /// What found no room and must not be dropped; nothing is read meanwhile.
     held: Held,
+    /// The newest message of each market, while there is no room for them.
+    kept: Option<Box<Conflated>>,
     /// On the list of those to drive without waiting for an event.
     queued: bool,
     /// The peer has shut its side.
@@ -75,6 +78,7 @@ pub(crate) struct Shard<T: Transport> {
     reports: Sender<Report>,
     outlet: Outlet,
     overflow: OverflowPolicy,
+    conflate: Limits,
     inline: Option<Inline>,
     delivery: Delivery,
     handler_slow_threshold: Duration,
@@ -113,6 +117,8 @@ pub(crate) struct ShardParts<T: Transport> {
     pub(crate) outlet: Outlet,
     pub(crate) pool: PoolLayout,
     pub(crate) overflow: OverflowPolicy,
+    /// What a connection keeps at most under `Overflow::ConflateByMarket`.
+    pub(crate) conflate: Limits,
     pub(crate) delivery: Delivery,
     /// Reads of one connection in one turn.
     pub(crate) turn_budget: usize,
@@ -135,6 +141,7 @@ impl<T: Transport> Shard<T> {
                 epoch: Epoch::new(0),
                 up: false,
                 held: Held::Nothing,
+                kept: None,
                 queued: false,
                 read_closed: false,
                 broken: None,
@@ -150,6 +157,7 @@ impl<T: Transport> Shard<T> {
             reports: parts.reports,
             outlet: parts.outlet,
             overflow: parts.overflow,
+            conflate: parts.conflate,
             inline: parts.delivery.handler(parts.id, parts.handler_slow_threshold),
             delivery: parts.delivery,
             handler_slow_threshold: parts.handler_slow_threshold,
@@ -303,20 +311,26 @@ impl<T: Transport> Shard<T> {
                 Err(Panicked) => self.state = State::Failed,
             }
             self.outlet.recycle(batch);
-        } else if self.overflow.of(link.role) == Overflow::Backpressure {
-            let held = if link.role == Role::Lifecycle {
-                Held::for_registry(batch, &mut self.outlet)
-            } else {
-                Held::ForHost(batch)
-            };
-            self.offer(index, held, stamp.mono);
         } else {
-            let handed = self.outlet.send(batch, rest);
-            counters.messages_forwarded.add(widen(handed.messages));
-            if !rest.is_empty() {
-                link.dropped(rest, stamp.mono, counters);
-                let dropped = widen(rest.len());
-                self.spilled(dropped, stamp.mono);
+            match self.overflow.of(link.role) {
+                Overflow::Backpressure => {
+                    let held = if link.role == Role::Lifecycle {
+                        Held::for_registry(batch, &mut self.outlet)
+                    } else {
+                        Held::ForHost(batch)
+                    };
+                    self.offer(index, held, stamp.mono);
+                }
+                Overflow::ConflateByMarket => self.conflate(index, batch, stamp.mono),
+                Overflow::DropNewest => {
+                    let handed = self.outlet.send(batch, rest);
+                    counters.messages_forwarded.add(widen(handed.messages));
+                    if !rest.is_empty() {
+                        link.dropped(rest, stamp.mono, counters);
+                        let dropped = widen(rest.len());
+                        self.spilled(dropped, 0, stamp.mono);
+                    }
+                }
             }
         }
         self.deliver_notes(index);
@@ -343,7 +357,7 @@ impl<T: Transport> Shard<T> {
         }
         if !free {
             self.alarm.arm(after(now, HELD_RETRY));
-            self.spilled(0, now);
+            self.spilled(0, 0, now);
         }
         if hung_up {
             self.report(Report::RegistryHungUp);
@@ -495,6 +509,7 @@ impl<T: Transport> Shard<T> {
 }
 
 mod ending;
+mod keep;
 mod orders;
 mod restart;
 #[cfg(test)]

@@ -15,31 +15,38 @@ pub(crate) struct Over {
     pub(crate) lasted: Duration,
     /// Messages dropped.
     pub(crate) dropped: u64,
+    /// Of those, replaced by a newer one of their market.
+    pub(crate) conflated: u64,
 }
 
 /// The present overflow of one shard, if there is one.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Spill {
-    now: Option<(Instant, Instant, u64)>,
+    now: Option<Lasting>,
 }
 
+/// From when to when so far, and how many were dropped and conflated.
+type Lasting = (Instant, Instant, u64, u64);
+
 impl Spill {
-    /// Something found no room; this many messages were dropped. True when it is the first.
-    pub(crate) fn note(&mut self, dropped: u64, now: Instant) -> bool {
-        let (began, _, before) = self.now.unwrap_or((now, now, 0));
-        self.now.replace((began, now, before.saturating_add(dropped))).is_none()
+    /// Something found no room; this many messages were dropped, of which some were conflated. True
+    /// when it is the first.
+    pub(crate) fn note(&mut self, dropped: u64, conflated: u64, now: Instant) -> bool {
+        let (began, _, all, newer) = self.now.unwrap_or((now, now, 0, 0));
+        let (all, newer) = (all.saturating_add(dropped), newer.saturating_add(conflated));
+        self.now.replace((began, now, all, newer)).is_none()
     }
 
     /// When `tick` may have something to tell.
     pub(crate) fn due(&self) -> Option<Instant> {
-        self.now.map(|(_, last, _)| after(last, CALM))
+        self.now.map(|(_, last, ..)| after(last, CALM))
     }
 
     /// The overflow that is over.
     pub(crate) fn tick(&mut self, now: Instant) -> Option<Over> {
         self.due().filter(|due| *due <= now)?;
-        let (began, last, dropped) = self.now.take()?;
-        Some(Over { lasted: last.saturating_duration_since(began), dropped })
+        let (began, last, dropped, conflated) = self.now.take()?;
+        Some(Over { lasted: last.saturating_duration_since(began), dropped, conflated })
     }
 }
 
@@ -53,12 +60,12 @@ mod tests {
         let at = |ms| start + Duration::from_millis(ms);
         let mut spill = Spill::default();
         assert_eq!((spill.due(), spill.tick(at(0))), (None, None));
-        assert!(spill.note(3, at(0)));
-        assert!(!spill.note(4, at(900)));
+        assert!(spill.note(3, 0, at(0)));
+        assert!(!spill.note(4, 2, at(900)));
         assert_eq!(spill.tick(at(1_899)), None);
         let lasted = Duration::from_millis(900);
-        assert_eq!(spill.tick(at(1_900)), Some(Over { lasted, dropped: 7 }));
+        assert_eq!(spill.tick(at(1_900)), Some(Over { lasted, dropped: 7, conflated: 2 }));
         assert_eq!((spill.due(), spill.tick(at(9_999))), (None, None));
-        assert!(spill.note(0, at(10_000)), "a new one");
+        assert!(spill.note(0, 0, at(10_000)), "a new one");
     }
 }

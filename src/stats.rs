@@ -55,6 +55,10 @@ pub(crate) struct ShardCounters {
     pub(crate) messages_consumed: Counter,
     /// Dropped for want of room.
     pub(crate) messages_dropped: Counter,
+    /// Of those, replaced by a newer one of their market.
+    pub(crate) messages_conflated: Counter,
+    /// Kept until there is room, now.
+    pub(crate) messages_kept: Counter,
     /// Handed to the registry.
     pub(crate) lifecycle_forwarded: Counter,
     /// Lifecycle frames nobody listens for.
@@ -241,8 +245,7 @@ impl Counters {
     /// Everything, read now.
     pub(crate) fn snapshot(&self, abandoned: bool) -> Stats {
         let control = &*self.control;
-        let (forwarded, consumed) = self.handed();
-        let healthy = self.healthy();
+        let ((forwarded, consumed), healthy) = (self.handed(), self.healthy());
         Stats {
             connections_total: widen(self.pool.connections()),
             connections_healthy: healthy.iter().map(|(_, count)| count).sum(),
@@ -263,6 +266,8 @@ impl Counters {
             messages_consumed: consumed,
             messages_abandoned: if abandoned { forwarded.saturating_sub(consumed) } else { 0 },
             messages_dropped: self.sum(|shard| &shard.messages_dropped),
+            messages_conflated: self.sum(|shard| &shard.messages_conflated),
+            messages_kept: self.sum(|shard| &shard.messages_kept),
             lifecycle_forwarded: self.sum(|shard| &shard.lifecycle_forwarded),
             lifecycle_discarded: self.sum(|shard| &shard.lifecycle_discarded),
             sequence_gaps: self.sum(|shard| &shard.sequence_gaps),
@@ -283,8 +288,7 @@ impl Counters {
             subscribe_errors: subscribe_errors(control).iter().map(|error| error.count).sum(),
             subscribe_errors_by_code: subscribe_errors(control),
             commands_timed_out: control.commands_timed_out.total(),
-            events_dropped: control.events_dropped.total()
-                + self.sum(|shard| &shard.events_dropped),
+            events_dropped: self.events_dropped(),
             connections_silent: self.sum(|shard| &shard.silent),
             silences: self.sum(|shard| &shard.silences),
             connections_lagging: self.sum(|shard| &shard.lagging),
@@ -329,10 +333,13 @@ impl Counters {
         (self.sum(|shard| &shard.messages_forwarded), consumed)
     }
 
+    fn events_dropped(&self) -> u64 {
+        self.control.events_dropped.total() + self.sum(|shard| &shard.events_dropped)
+    }
+
     fn cpu_ns(&self) -> u64 {
-        let control = [&self.control.conductor_cpu_ns, &self.control.connector_cpu_ns];
-        let control: u64 = control.into_iter().map(Counter::total).sum();
-        control + self.sum(|shard| &shard.cpu_ns)
+        let control = self.control.conductor_cpu_ns.total() + self.control.connector_cpu_ns.total();
+        self.sum(|shard| &shard.cpu_ns) + control
     }
 
     fn durations(&self, of: impl Fn(&ShardCounters) -> &Spread) -> Durations {
@@ -358,9 +365,10 @@ fn subscribe_errors(control: &ControlCounters) -> Vec<SubscribeErrors> {
 /// A snapshot of everything the engine counts. Counts are since the manager was made, over all
 /// epochs; what is "now" is zero once the engine has stopped.
 ///
-/// `messages_received = messages_forwarded + messages_dropped + lifecycle_forwarded +
-/// lifecycle_discarded` once the engine is idle: data messages only, replies apart. Numbers of
-/// different threads are read one after another, so sums may be off by what happened meanwhile.
+/// `messages_received = messages_forwarded + messages_dropped + messages_kept +
+/// lifecycle_forwarded + lifecycle_discarded` once the engine is idle: data messages only, replies
+/// apart. Numbers of different threads are read one after another, so sums may be off by what
+/// happened meanwhile.
 ///
 /// ```
 /// # fn show(handle: &kalshi_feed::Handle) {
@@ -410,6 +418,11 @@ pub struct Stats {
     /// Dropped for want of room in `Messages`. Each, repeated frames aside, is told by the
     /// `gap_size` of a later message or, at the end, by [`StopReport::untold`](crate::StopReport).
     pub messages_dropped: u64,
+    /// Of those, left out because a newer one of their market came.
+    pub messages_conflated: u64,
+    /// The newest message of each market that waits for room now, under
+    /// [`Overflow::ConflateByMarket`](crate::Overflow::ConflateByMarket).
+    pub messages_kept: u64,
     /// Lifecycle frames handed to the registry.
     pub lifecycle_forwarded: u64,
     /// Lifecycle frames nobody listened for.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use crate::config::{Config, ConfigBuilder};
+use crate::conflate::Limits;
 use crate::connector::{ConnectorParts, Dial, Dialed};
 use crate::delivery::Delivery;
 use crate::dialect::Dialect;
@@ -73,6 +74,7 @@ impl Wiring {
                 outlet,
                 pool: settings.pool,
                 overflow: settings.overflow,
+                conflate: Limits::new(settings),
                 delivery: delivery.clone(),
                 turn_budget: settings.turn_budget,
                 handler_slow_threshold: settings.handler_slow_threshold,

@@ -34,6 +34,8 @@ fn j8_nonsense_is_refused_by_name() {
     refused(new().bind_interface("no-such-if".into()), "bind_interface");
     refused(new().message_buffer(0), "message_buffer");
     refused(new().message_buffer_bytes(1_000), "message_buffer_bytes");
+    refused(new().conflate_markets(0), "conflate_markets");
+    refused(new().overflow(crate::overflow::Overflow::ConflateByMarket), "overflow");
     refused(new().connect_timeout(Duration::ZERO), "connect_timeout");
     refused(new().ping_idle(Duration::MAX), "ping_idle");
     refused(new().reconnect_max(Duration::from_millis(1)), "reconnect_max");

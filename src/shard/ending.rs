@@ -32,7 +32,9 @@ impl<T: Transport> Shard<T> {
         let State::Stopping { until } = self.state else {
             return;
         };
-        let busy = |slot: &Slot<T::Link>| slot.live.is_some() || !slot.held.is_nothing();
+        let busy = |slot: &Slot<T::Link>| {
+            slot.live.is_some() || !slot.held.is_nothing() || slot.kept.is_some()
+        };
         if until > now && self.slots.iter().any(busy) {
             return;
         }
@@ -45,6 +47,7 @@ impl<T: Transport> Shard<T> {
     fn settle_all(&mut self) {
         for index in 0..self.slots.len() {
             self.abandon_held(index);
+            self.abandon_kept(index);
             self.lose(index, Cause::Stopped);
             self.tell_debt(index);
         }

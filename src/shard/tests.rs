@@ -1,6 +1,7 @@
 //! The shard over a scripted network in virtual time.
 
 mod commands;
+mod conflation;
 mod liveness;
 mod restart;
 mod suspects;
@@ -124,6 +125,27 @@ fn what_finds_no_room_is_told_by_the_next_message_or_the_next_epoch() {
     let told: Vec<_> = world.received().iter().map(|m| (m.continuity, m.gap_size)).collect();
     assert_eq!(told, [(Continuity::First, 3)]);
     assert_eq!(world.counters.messages_dropped.total(), 6);
+}
+
+#[test]
+fn f6_a_number_that_is_none_is_delivered_and_counts_for_nothing() {
+    let mut world = World::new(20);
+    let peer = world.adopt(BOOK, 1, Vec::new(), 0.0);
+    let odd = ["0", "-1", "\"7\"", "1.5", "null", "18446744073709551616"].map(|seq| {
+        text(&format!(r#"{{"type":"orderbook_delta","sid":1,"seq":{seq},"msg":{{}}}}"#))
+    });
+    let absent = text(r#"{"type":"orderbook_delta","sid":1,"msg":{}}"#);
+    let bytes = [delta(1), odd.concat(), absent, delta(2)].concat();
+    world.give(BOOK, &peer, vec![Chunk::Bytes(bytes)], 1.0);
+    let received = world.received();
+    assert_eq!((received.len(), received.iter().map(|m| m.gap_size).sum::<u64>()), (9, 0));
+    assert_eq!(received[8].continuity, Continuity::Next);
+    assert_eq!(world.counters.sequence_gaps.total(), 0);
+    // The highest number there is leaves a hole of all the others, and ends nothing.
+    world.give(BOOK, &peer, vec![Chunk::Bytes([delta(u64::MAX), delta(0)].concat())], 2.0);
+    let told: Vec<_> = world.received().iter().map(|m| (m.continuity, m.gap_size)).collect();
+    assert_eq!(told, [(Continuity::Gap, u64::MAX - 3), (Continuity::Backward, 0)]);
+    assert!(world.downs().is_empty());
 }
 
 #[test]

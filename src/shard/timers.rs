@@ -19,13 +19,14 @@ impl<T: Transport> Shard<T> {
         }
         for index in 0..self.slots.len() {
             self.retry_held(index, moment.now);
+            self.offer_kept(index, moment.now);
             self.tick(index, moment);
             if let Some(deadline) = self.deadline(index, moment.now) {
                 self.alarm.arm(deadline);
             }
         }
-        if let Some(Over { lasted, dropped }) = self.spill.tick(moment.judged) {
-            self.tell(Event::OverflowEnded { shard: self.id, lasted, dropped });
+        if let Some(Over { lasted, dropped, conflated }) = self.spill.tick(moment.judged) {
+            self.tell(Event::OverflowEnded { shard: self.id, lasted, dropped, conflated });
         }
         if let Some(due) = self.spill.due() {
             self.alarm.arm(due);
@@ -34,7 +35,8 @@ impl<T: Transport> Shard<T> {
 
     fn deadline(&self, index: usize, now: Instant) -> Option<Instant> {
         let slot = self.slots.get(index)?;
-        let retry = (!slot.held.is_nothing()).then(|| after(now, HELD_RETRY));
+        let waits = !slot.held.is_nothing() || slot.kept.is_some();
+        let retry = waits.then(|| after(now, HELD_RETRY));
         let live = slot.live.as_ref().map(|(_, link)| link.deadline());
         earlier(retry, live)
     }
@@ -79,9 +81,10 @@ impl<T: Transport> Shard<T> {
         }
     }
 
-    /// Messages found no room: so many were dropped, or a connection is held back.
-    pub(super) fn spilled(&mut self, dropped: u64, now: Instant) {
-        if self.spill.note(dropped, now) {
+    /// Messages found no room: so many were dropped, some of them conflated, or a connection is
+    /// held back.
+    pub(super) fn spilled(&mut self, dropped: u64, conflated: u64, now: Instant) {
+        if self.spill.note(dropped, conflated, now) {
             self.tell(Event::OverflowBegan { shard: self.id });
             self.alarm.arm(after(now, Duration::from_secs(1)));
         }

@@ -15,6 +15,7 @@ use crate::backoff::Backoff;
 use crate::clock::Stamp;
 use crate::conductor::{Conductor, ConductorParts};
 use crate::config::{Config, ConfigBuilder};
+use crate::conflate::Limits;
 use crate::connector::{Connector, ConnectorParts, Dial, Dialed};
 use crate::delivery::Delivery;
 use crate::dialect::Dialect;
@@ -27,7 +28,7 @@ use crate::mailbox::{
     Control, Inputs, Mailbox, Order, Report, dial_queue_size, order_queue_size, report_queue_size,
 };
 use crate::messages::{Handoff, Messages};
-use crate::overflow::OverflowPolicy;
+use crate::overflow::{Overflow, OverflowPolicy};
 use crate::pool::PoolLayout;
 use crate::pulse::PulseSettings;
 use crate::registry::{ChannelRegistry, RegistryHost};
@@ -107,6 +108,7 @@ impl Settings {
             .chunk(4)
             .commands_in_flight(2)
             .markets_per_connection(8)
+            .conflate_markets(2)
             .message_buffer(200);
         Self { config, pool, shards, seed }
     }
@@ -325,6 +327,7 @@ impl Common<'_> {
                 outlet: handoff.outlet(id).unwrap(),
                 pool: *pool,
                 overflow: config.overflow,
+                conflate: Limits::new(config),
                 delivery: Delivery::channel(),
                 turn_budget: config.turn_budget,
                 handler_slow_threshold: config.handler_slow_threshold,
@@ -393,16 +396,16 @@ fn conductor_parts(
 
 /// Whatever finds no room: dropped, or held back, by role.
 pub(super) fn overflow(random: &mut fastrand::Rng) -> OverflowPolicy {
-    let mut draw = || {
-        if random.bool() {
-            crate::overflow::Overflow::DropNewest
-        } else {
-            crate::overflow::Overflow::Backpressure
-        }
-    };
+    let mut draw = || if random.bool() { Overflow::DropNewest } else { Overflow::Backpressure };
     let mut policy = OverflowPolicy::default();
     (policy.ticker, policy.trade, policy.orderbook) = (draw(), draw(), draw());
     policy
+}
+
+/// Whether tickers are conflated: drawn apart from all else, so that the other stories are what
+/// they were.
+pub(super) fn conflates(seed: u64) -> bool {
+    fastrand::Rng::with_seed(seed ^ 0xC0F).u8(0..3) == 0
 }
 
 /// What is done about gaps: drawn apart from all else, so that the stories of seeds without a

@@ -439,7 +439,10 @@ impl Exchange {
                 let market = match (channel.as_str(), markets.as_slice()) {
                     ("orderbook_delta", []) => break,
                     ("orderbook_delta", _) => markets[network.faults.below(markets.len())].clone(),
-                    _ => "ANY".to_owned(),
+                    _ => {
+                        let of = usize::try_from(self.numbered % 3).unwrap();
+                        ["ONE", "TWO", "SIX"][of].to_owned()
+                    }
                 };
                 self.data(link, sid, (&channel, &market, None), network);
             }

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::books::Suspects;
-use super::engine::{CONDUCTOR, Engine, SHARDS, Settings, gap_policy, overflow};
+use super::engine::{CONDUCTOR, Engine, SHARDS, Settings, conflates, gap_policy, overflow};
 use super::exchange::{Exchange, Phase};
 use super::faults::{Fault, Faults};
 use super::host::Host;
@@ -18,6 +18,7 @@ use crate::error::Cause;
 use crate::event::Event as Told;
 use crate::ids::{ConnId, Role, widen};
 use crate::mailbox::Control;
+use crate::overflow::Overflow;
 use crate::pool::PoolLayout;
 use crate::registry::{MarketChange, MarketStatus};
 use crate::timer::Next;
@@ -88,6 +89,9 @@ impl World {
         let mut settings = Settings::short(pool, shards, random.u64(..));
         let config = &mut settings.config;
         config.overflow = overflow(&mut random);
+        if conflates(seed) {
+            config.overflow.ticker = Overflow::ConflateByMarket;
+        }
         config.turn_budget = random.usize(1..=3);
         config.message_buffer = [8, 40, 400][random.usize(0..3)];
         config.migrate_after = random.bool().then(|| Duration::from_secs(3));

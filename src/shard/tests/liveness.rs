@@ -233,7 +233,7 @@ fn an_overflow_is_told_when_it_begins_and_when_it_is_over() {
     world.settle(2.1);
     world.settle(2.1);
     let lasted = Duration::ZERO;
-    assert_eq!(world.told(), [Event::OverflowEnded { shard, lasted, dropped: 13 }]);
+    assert_eq!(world.told(), [Event::OverflowEnded { shard, lasted, dropped: 13, conflated: 0 }]);
 }
 
 #[test]

@@ -188,6 +188,7 @@ impl World {
             outlet: handoff.outlet(ShardId::new(0)).unwrap(),
             pool: POOL,
             overflow,
+            conflate: Limits { markets: 4, bytes: 1 << 16 },
             delivery: Delivery::channel(),
             turn_budget: 1,
             handler_slow_threshold: Duration::from_millis(1),
