@@ -1,14 +1,14 @@
 //! The flags that say what is done about loss. It only turns words into the engine's settings.
 
 use clap::{Args, ValueEnum};
-use kalshi_feed::{ConfigBuilder, GapPolicy, Overflow};
+use kalshi_feed::{ConfigBuilder, GapPolicy, Overflow, OverflowPolicy};
 
 /// What the engine does about loss.
 #[derive(Clone, Copy, Debug, Default, Args)]
 #[command(next_help_heading = "Loss")]
 pub(crate) struct Policies {
-    /// When the consumer is too slow: drop new messages and say how many, or stop reading their
-    /// connections.
+    /// When the consumer is too slow: drop new messages and say how many, stop reading their
+    /// connections, or keep the newest ticker of each market and drop the rest.
     #[arg(long, value_name = "POLICY")]
     pub(crate) overflow: Option<OverflowFlag>,
     /// When order-book messages were lost: flag it, ask for fresh snapshots, or subscribe anew.
@@ -23,6 +23,8 @@ pub(crate) enum OverflowFlag {
     DropNewest,
     /// Connections are not read until there is room.
     Backpressure,
+    /// Of each market the newest ticker is kept; all else is dropped as by drop-newest.
+    Conflate,
 }
 
 /// `--gap-policy`.
@@ -43,6 +45,11 @@ impl Policies {
             settings = match overflow {
                 OverflowFlag::DropNewest => settings.overflow(Overflow::DropNewest),
                 OverflowFlag::Backpressure => settings.overflow(Overflow::Backpressure),
+                OverflowFlag::Conflate => {
+                    let mut policy = OverflowPolicy::default();
+                    policy.ticker = Overflow::ConflateByMarket;
+                    settings.overflow(policy)
+                }
             };
         }
         if let Some(gap_policy) = self.gap_policy {
