@@ -176,9 +176,30 @@ impl Rig {
         self.consume_until("the time is over", each, |_| Instant::now() >= end);
     }
 
+    /// Takes this many messages a second for this long, however many there are.
+    pub(crate) fn consume_slowly(&mut self, per_second: u32, time: Duration) {
+        let (begun, pace) = (Instant::now(), Duration::from_secs(1) / per_second);
+        let mut due = begun;
+        while begun.elapsed() < time {
+            let wait = due.saturating_duration_since(Instant::now());
+            // Slow on purpose: nothing is waited for here.
+            std::thread::sleep(wait.min(Duration::from_millis(20)));
+            while due <= Instant::now() && self.take(Duration::ZERO).is_ok() {
+                due += pace;
+            }
+            due = due.max(Instant::now());
+            self.take_aside();
+        }
+    }
+
     /// Stops the traffic, takes what is under way, stops the manager, and settles the account.
     pub(crate) fn settle(&mut self) -> (Verdict, StopReport) {
-        assert!(self.exchange.stop_traffic(PATIENCE), "the exchange could not write everything");
+        let begun = Instant::now();
+        // What is held back must be taken before the exchange can write the rest.
+        while !self.exchange.stop_traffic(Duration::from_millis(20)) {
+            assert!(begun.elapsed() < PATIENCE, "the exchange could not write everything");
+            self.consume_for(Duration::from_millis(20), |_| {});
+        }
         let mut quiet = (0, Instant::now());
         self.consume_until(
             "the engine is idle",
