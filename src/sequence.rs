@@ -125,7 +125,8 @@ impl Sequences {
     pub(crate) fn advance(&mut self, sid: Sid, seq: Seq) -> bool {
         let state = self.find(sid).and_then(|index| self.states.get_mut(index));
         let Some(state) = state.filter(|state| {
-            let next = state.seen.wrapping_add(1) == seq.number();
+            // Nothing follows the highest number.
+            let next = state.seen.wrapping_add(1) == seq.number() && seq.number() > 0;
             next && state.owed == 0 && !state.first && !state.retired
         }) else {
             return false;
@@ -281,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn first_next_gap_duplicate_backward() {
+    fn f1_first_next_gap_duplicate_backward() {
         let mut sequences = Sequences::new(0);
         assert_eq!(deliver(&mut sequences, 1), mark(Continuity::First, 0));
         assert_eq!(deliver(&mut sequences, 2), mark(Continuity::Next, 0));
@@ -292,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn acknowledgements_take_slots_without_making_gaps() {
+    fn f7_acknowledgements_take_slots_without_making_gaps() {
         let mut sequences = Sequences::new(0);
         deliver(&mut sequences, 1);
         assert_eq!(sequences.observe(SID, Seq::new(2)), Observed::Contiguous);
@@ -316,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_untold_goes_to_the_next_epoch() {
+    fn f4_what_is_left_untold_goes_to_the_next_epoch() {
         let mut sequences = Sequences::new(0);
         let lost = deliver(&mut sequences, 1);
         sequences.give_back(SID, lost);
@@ -325,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unsubscribed_sid_may_come_again_with_a_new_count() {
+    fn f5_an_unsubscribed_sid_may_come_again_with_a_new_count() {
         let mut sequences = Sequences::new(0);
         sequences.open(SID, None);
         deliver(&mut sequences, 1);
@@ -338,7 +339,7 @@ mod tests {
     }
 
     #[test]
-    fn data_of_a_sid_given_out_again_may_come_before_its_acknowledgement() {
+    fn f5_data_of_a_sid_given_out_again_may_come_before_its_acknowledgement() {
         let mut sequences = Sequences::new(0);
         for seq in 1..=5 {
             deliver(&mut sequences, seq);
@@ -362,12 +363,41 @@ mod tests {
     }
 
     #[test]
-    fn a_restart_within_the_epoch_asks_for_renewal() {
+    fn f3_a_restart_within_the_epoch_asks_for_renewal() {
         let mut sequences = Sequences::new(0);
         deliver(&mut sequences, 100);
         let observed: Vec<_> = (1..=8).map(|n| sequences.observe(SID, Seq::new(n))).collect();
         assert!(observed[..7].iter().all(|&o| o == Observed::Backward));
         assert_eq!(observed[7], Observed::Restarted);
+    }
+
+    #[test]
+    fn f5_a_sid_that_was_not_unsubscribed_does_not_begin_anew() {
+        let mut sequences = Sequences::new(0);
+        for seq in 1..=5 {
+            deliver(&mut sequences, seq);
+        }
+        sequences.open(SID, Some(Seq::new(1)));
+        assert_eq!(deliver(&mut sequences, 2), mark(Continuity::Backward, 0));
+        assert_eq!(deliver(&mut sequences, 6), mark(Continuity::Next, 0));
+    }
+
+    #[test]
+    fn f6_the_highest_number_and_the_lowest_overflow_nothing() {
+        const MAX: u64 = u64::MAX;
+        let mut sequences = Sequences::new(0);
+        assert_eq!(deliver(&mut sequences, 0), mark(Continuity::Duplicate, 0), "none has it");
+        assert_eq!(deliver(&mut sequences, MAX), mark(Continuity::First, MAX - 1));
+        assert_eq!(deliver(&mut sequences, 0), mark(Continuity::Backward, 0));
+        assert!(!sequences.advance(SID, Seq::new(0)), "nothing follows the highest");
+        assert_eq!(deliver(&mut sequences, MAX), mark(Continuity::Duplicate, 0));
+        let other = Sid::new(MAX);
+        let observed = sequences.observe(other, Seq::new(MAX));
+        let lost = sequences.take(other, observed);
+        sequences.give_back(other, lost);
+        sequences.give_back(SID, mark(Continuity::Gap, MAX));
+        sequences.owe(MAX);
+        assert_eq!(sequences.untold(), MAX, "as many as can be told");
     }
 
     #[test]
@@ -416,6 +446,59 @@ mod tests {
                 }
             }
             prop_assert_eq!(format!("{short:?}"), format!("{long:?}"));
+        }
+
+        /// Against the set of all numbers seen: what came before, or is older than the newest,
+        /// changes nothing for what comes next.
+        #[test]
+        fn f2_repeated_and_old_numbers_rewind_nothing(
+            steps in prop::collection::vec((any::<bool>(), 0u64..7), 1..200),
+        ) {
+            let mut sequences = Sequences::new(0);
+            let mut seen = std::collections::BTreeSet::from([0_u64]);
+            for (back, by) in steps {
+                let newest = *seen.last().unwrap();
+                let seq = if back { newest.saturating_sub(by) } else { newest + 1 + by };
+                let expected = match seq.checked_sub(newest) {
+                    None => Observed::Backward,
+                    Some(0) => Observed::Duplicate,
+                    Some(1) => Observed::Contiguous,
+                    Some(ahead) => Observed::Gap(ahead - 1),
+                };
+                prop_assert_eq!(sequences.observe(SID, Seq::new(seq)), expected);
+                seen.insert(seq);
+            }
+            let newest = *seen.last().unwrap();
+            prop_assert!(sequences.untold() <= newest);
+        }
+
+        /// What happens to one sid is the same whatever happens to others meanwhile.
+        #[test]
+        fn f8_sids_side_by_side_are_independent(
+            steps in prop::collection::vec((0usize..4, 0u64..5, 0u8..6), 1..200),
+        ) {
+            let mut together = Sequences::new(0);
+            let mut alone = [(); 4].map(|()| Sequences::new(0));
+            let mut next = [5_u64; 4];
+            for (place, by, event) in steps {
+                let sid = Sid::new(u64::try_from(place).unwrap() + 1);
+                // Forward as often as back, with holes.
+                let seq = Seq::new((next[place] + by).saturating_sub(1));
+                next[place] = next[place].max(seq.number() + 1);
+                let each = [&mut together, &mut alone[place]].map(|sequences| {
+                    let observed = sequences.observe(sid, seq);
+                    let mark = sequences.take(sid, observed);
+                    match event {
+                        0 => sequences.give_back(sid, mark),
+                        1 => sequences.open(sid, None),
+                        _ => {}
+                    }
+                    (observed, mark)
+                });
+                prop_assert_eq!(each[0], each[1]);
+            }
+            let apart: u64 = alone.iter().map(Sequences::untold).sum();
+            prop_assert_eq!(together.untold(), apart);
         }
 
         /// Whatever is lost on the wire, taken as a reply or dropped here: what was delivered,

@@ -85,6 +85,21 @@ fn d8_a_half_open_connection_is_noticed_in_time_and_no_other_suffers() {
 }
 
 #[test]
+fn f1_each_number_that_never_came_is_told_once_and_nothing_is_asked_for() {
+    let mut world = small();
+    let commands = world.watch.commands.len();
+    world.set(Fault::Withheld, 20);
+    pass(&mut world, seconds(60));
+    world.end_faults();
+    pass(&mut world, seconds(10));
+    assert_eq!((world.downs(), world.watch.commands.len()), (0, commands));
+    world.stop().unwrap();
+    let totals = world.exchange.ledger.totals;
+    assert!(totals.missing > 10, "{totals:?}");
+    assert_eq!((totals.told, totals.dropped), (totals.missing, 0));
+}
+
+#[test]
 fn f4_a_reconnect_begins_anew_and_tells_of_no_gap() {
     let mut world = small();
     pass(&mut world, seconds(10));
