@@ -58,19 +58,20 @@ struct Bench {
 }
 
 impl Bench {
-    /// Tells of changes from a thread of their own, and waits until `wanted` markets are
-    /// confirmed.
-    fn run(&self, changes: Vec<MarketChange>, wanted: u64) -> Phase {
-        let (count, cpu, began) = (changes.len(), threads_cpu(), Instant::now());
-        let registry = self.registry.clone();
-        let sender = std::thread::spawn(move || {
-            pin(NEAR);
-            for change in changes {
-                registry.send(change).expect("the engine runs");
-            }
+    /// Tells of a change of each of these markets from a thread of its own, one by one, so that
+    /// none of the memory is the bench's; and waits until `wanted` markets are confirmed.
+    fn run(&self, tickers: &[String], change: fn(Ticker) -> MarketChange, wanted: u64) -> Phase {
+        let (count, cpu, began) = (tickers.len(), threads_cpu(), Instant::now());
+        let curve = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                pin(NEAR);
+                for ticker in tickers {
+                    let change = change(ticker.parse().unwrap());
+                    self.registry.send(change).expect("the engine runs");
+                }
+            });
+            self.until(began, wanted)
         });
-        let curve = self.until(began, wanted);
-        sender.join().unwrap();
         let cpu = threads_cpu() - cpu;
         Phase {
             seconds: curve.last().map_or(0.0, |point| point.x),
@@ -152,18 +153,13 @@ fn main() {
 /// All phases, one after another: the figures, and the confirmed markets over time.
 fn measure(bench: &Bench, sim: &mut Sim, tickers: &[String]) -> (Value, Vec<Point>) {
     let markets = tickers.len() as u64;
-    let created = |ticker: &String| {
-        MarketChange::created(ticker.parse::<Ticker>().unwrap(), MarketStatus::Active)
-    };
-    let changes = |tickers: &[String]| tickers.iter().map(created).collect::<Vec<_>>();
+    let created = |ticker| MarketChange::created(ticker, MarketStatus::Active);
     let (first, last) = tickers.split_at(tickers.len().saturating_sub(ADDED));
-    // What the bench itself needs to tell of them is there before, not counted.
-    drop(changes(tickers));
     let before = rss();
-    let filling = bench.run(changes(first), first.len() as u64);
+    let filling = bench.run(first, created, first.len() as u64);
     eprintln!("{} markets confirmed after {:.2} s", first.len(), filling.seconds);
     let before_adding = bench.handle.stats();
-    let adding = bench.run(changes(last), markets);
+    let adding = bench.run(last, created, markets);
     eprintln!("{} more after {:.2} s", last.len(), adding.seconds);
     let after_adding = bench.handle.stats();
     bench.drained();
@@ -171,8 +167,7 @@ fn measure(bench: &Bench, sim: &mut Sim, tickers: &[String]) -> (Value, Vec<Poin
     let (lost, back) = storm(bench, sim, markets);
     eprintln!("{lost} lost and back after {back:.2} s");
     let gone = &tickers[..SETTLED.min(tickers.len())];
-    let settled = gone.iter().map(|ticker| MarketChange::settled(ticker.parse().unwrap()));
-    let settling = bench.run(settled.collect(), markets - gone.len() as u64);
+    let settling = bench.run(gone, MarketChange::settled, markets - gone.len() as u64);
     eprintln!("{} settled after {:.2} s", gone.len(), settling.seconds);
     let per = |phase: &Phase, count: usize| phase.cpu_us * count as f64;
     let cpu = (per(&filling, first.len()) + per(&adding, last.len())) / markets as f64;

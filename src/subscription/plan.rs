@@ -13,8 +13,8 @@ use crate::market::{Change, Market, Need, Observed, Shelf, Slot};
 use crate::request::{Ask, Request};
 use crate::timer::after;
 
-/// Tickers of one command, in bytes: with the rest of it, one TLS record.
-const COMMAND_BYTES_MAX: usize = 8_000;
+/// Tickers of one command, in bytes: what a shard writes in one turn, in some 40 microseconds.
+const COMMAND_BYTES_MAX: usize = 4_000;
 /// Time between two commands that look for a market the exchange does not like.
 const SEARCH_SPACING: Duration = Duration::from_millis(25);
 
