@@ -48,12 +48,14 @@ pub(crate) fn read(bytes: &[u8], key: &str, wall: SystemTime, ended: bool) -> An
         return Answer::Partial;
     }
     let headers = response.headers();
+    let date = text(headers, "date").and_then(|value| httpdate::parse_http_date(value).ok());
+    // Two dates of one clock, where there are two: ours may be off.
+    let now = date.unwrap_or(wall);
     let cause = Cause::Upgrade {
         status,
         detail: detail(body),
-        retry_after: text(headers, "retry-after").and_then(|value| retry_after(value, wall)),
+        retry_after: text(headers, "retry-after").and_then(|value| retry_after(value, now)),
     };
-    let date = text(headers, "date").and_then(|value| httpdate::parse_http_date(value).ok());
     Answer::Refused { cause, date }
 }
 
@@ -94,7 +96,8 @@ fn is_whole(headers: &HeaderMap, body: &[u8]) -> bool {
     match length {
         Some(length) => body.len() >= length,
         None if chunked => body.windows(5).any(|end| end == b"0\r\n\r\n"),
-        None => true,
+        // Then it ends with the connection (RFC 9112, section 6.3).
+        None => false,
     }
 }
 
@@ -217,6 +220,25 @@ mod tests {
             let Cause::Upgrade { retry_after, .. } = cause(answer(&text, true)) else { panic!() };
             assert_eq!(retry_after, expected.map(Duration::from_secs), "{value}");
         }
+    }
+
+    #[test]
+    fn b4_a_date_to_come_back_at_is_read_by_the_servers_clock() {
+        let text = "HTTP/1.1 503 No\r\nDate: Sun, 01 Nov 2026 15:00:00 GMT\r\n\
+                    Retry-After: Sun, 01 Nov 2026 15:00:20 GMT\r\n\r\n";
+        let Cause::Upgrade { retry_after, .. } = cause(answer(text, true)) else { panic!() };
+        assert_eq!(retry_after, Some(Duration::from_secs(20)), "whatever ours says");
+    }
+
+    #[test]
+    fn b2_a_body_without_a_length_is_waited_for_to_its_end() {
+        let head = "HTTP/1.1 401 Unauthorized\r\nConnection: close\r\n\r\n";
+        let body = r#"{"error":{"code":"header_timestamp_expired"}}"#;
+        assert_eq!(answer(head, false), Answer::Partial, "what it says decides what follows");
+        let text = format!("{head}{body}");
+        assert_eq!(answer(&text, false), Answer::Partial);
+        let Cause::Upgrade { detail, .. } = cause(answer(&text, true)) else { panic!() };
+        assert_eq!(detail, "header_timestamp_expired");
     }
 
     #[test]
