@@ -13,6 +13,7 @@ fn j8_nonsense_is_refused_by_name() {
     refused(new().url("http://localhost/"), "url");
     refused(new().url("ws://example.com/"), "url");
     refused(new().url("not a url"), "url");
+    refused(new().url(""), "url");
     refused(new().url("wss://user@example.com/"), "url");
     refused(new().shards(0), "shards");
     refused(new().cores(vec![100_000]), "cores");
@@ -45,6 +46,25 @@ fn j8_nonsense_is_refused_by_name() {
     refused(new().key_id("id".into()), "key_file");
     refused(new().ca_file(PathBuf::from("/no/such/file")), "ca_file");
     refused(new().ca_pem("nothing".into()), "ca_pem");
+}
+
+#[test]
+fn j8_a_time_of_nothing_is_refused_by_name() {
+    type Set = fn(ConfigBuilder, Duration) -> ConfigBuilder;
+    let table: [(&str, Set); 9] = [
+        ("connect_timeout", ConfigBuilder::connect_timeout),
+        ("subscribe_timeout", ConfigBuilder::subscribe_timeout),
+        ("start_timeout", ConfigBuilder::start_timeout),
+        ("reconnect_initial", ConfigBuilder::reconnect_initial),
+        ("ping_idle", ConfigBuilder::ping_idle),
+        ("pong_timeout", ConfigBuilder::pong_timeout),
+        ("write_timeout", ConfigBuilder::write_timeout),
+        ("message_timeout", ConfigBuilder::message_timeout),
+        ("stall_threshold", ConfigBuilder::stall_threshold),
+    ];
+    for (setting, set) in table {
+        refused(set(Config::builder(), Duration::ZERO), setting);
+    }
 }
 
 #[test]

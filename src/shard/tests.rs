@@ -50,6 +50,17 @@ fn d6_what_came_before_the_end_is_delivered_before_it() {
 }
 
 #[test]
+fn a10_what_was_decrypted_before_the_garbage_stands_and_no_part_of_a_message_does() {
+    let mut world = World::new(10);
+    let peer = world.adopt(BOOK, 1, Vec::new(), 0.0);
+    let cut = delta(2);
+    let bytes = [delta(1), cut[..cut.len() - 1].to_vec()].concat();
+    world.give(BOOK, &peer, vec![Chunk::Spoilt(bytes)], 1.0);
+    assert_eq!(world.received().len(), 1);
+    assert!(matches!(world.downs()[..], [Cause::Tls { .. }]));
+}
+
+#[test]
 fn c1_messages_before_a_violation_stand_and_nothing_after_it() {
     let mut world = World::new(10);
     let peer = world.adopt(BOOK, 1, Vec::new(), 0.0);

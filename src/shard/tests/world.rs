@@ -22,6 +22,8 @@ pub(super) enum Chunk {
     Bytes(Vec<u8>),
     End,
     Reset,
+    /// Bytes, and behind them what is no TLS.
+    Spoilt(Vec<u8>),
     /// A bug, as the thing that reads it will have it.
     Panics,
 }
@@ -79,6 +81,10 @@ impl Transport for FakeNet {
                 Ok(Received::Some { more: !link.inbound.is_empty(), at: self.stamp() })
             }
             Ok(Chunk::Panics) => panic!("a bug, put here on purpose"),
+            Ok(Chunk::Spoilt(bytes)) => {
+                plain.extend(bytes);
+                Err(Cause::Tls { message: "cannot decrypt".to_owned() })
+            }
             Ok(Chunk::End) => Ok(Received::Ended),
             Ok(Chunk::Reset) => Err(Cause::Reset),
             Err(_) => Ok(Received::Blocked),
