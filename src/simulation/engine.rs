@@ -153,6 +153,8 @@ pub(super) struct Engine {
     wakes: Vec<Arc<AtomicBool>>,
     /// Shards that fail by a bug are restarted, as their threads do; else it ends the run.
     pub(super) forgiving: bool,
+    /// No wake-up of the connector or a shard ever arrives.
+    pub(super) deaf: bool,
 }
 
 /// Sees what passes between the parties.
@@ -213,6 +215,7 @@ impl Engine {
             registry: host,
             wakes,
             forgiving: false,
+            deaf: false,
         };
         (engine, messages)
     }
@@ -232,7 +235,7 @@ impl Engine {
             shard => self.orders[shard - SHARDS].waiting() > 0,
         };
         // A queue makes nobody but the conductor look into it: that takes a wake-up.
-        woken || (waiting && party == CONDUCTOR)
+        (woken && !(self.deaf && party != CONDUCTOR)) || (waiting && party == CONDUCTOR)
     }
 
     /// Whether something is on its way from one party to another, so that they differ.

@@ -220,6 +220,20 @@ fn h3_what_is_due_in_one_tick_is_done_once_each_and_in_the_same_order_every_time
 }
 
 #[test]
+fn g6_with_every_wake_up_lost_all_is_done_a_second_later() {
+    let mut world = small();
+    world.lose_wakes();
+    // To the connector, to the shard, and a command and its like.
+    world.end(4, Part::Reset);
+    for number in [0, 1, 20, 21] {
+        world.change(number);
+    }
+    well_within(&mut world, seconds(10));
+    assert_eq!(world.downs(), 1);
+    world.stop().unwrap();
+}
+
+#[test]
 fn h2_a_process_stopped_while_it_waits_for_pongs_gives_nobody_up_that_sent_them() {
     let mut world = small();
     // Nothing comes but the answers to our pings, and those are on their way for long.

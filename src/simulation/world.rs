@@ -25,6 +25,8 @@ use crate::timer::Next;
 
 /// How often the world looks whether all is well.
 const LOOK: Duration = Duration::from_millis(250);
+/// The longest a thread sleeps in its poll.
+const WAIT_MAX: Duration = Duration::from_secs(1);
 /// Turns at one time before that is called a loop without end.
 const TURNS_MAX: u32 = 20_000;
 
@@ -183,7 +185,10 @@ impl World {
         }
         self.due[party] = match next {
             Next::Now => Some(now + Duration::from_micros(20)),
-            Next::At(at) => at.map(|at| self.network.borrow().clock.since_start(at)),
+            Next::At(at) => {
+                let due = at.map(|at| self.network.borrow().clock.since_start(at));
+                self.engine.deaf.then_some(now + WAIT_MAX).into_iter().chain(due).min()
+            }
             Next::Done => {
                 self.done[party] = true;
                 None
@@ -396,6 +401,15 @@ impl World {
             Event::Mishap => {}
         }
         Ok(())
+    }
+
+    /// From now on wake-ups are lost.
+    pub(super) fn lose_wakes(&mut self) {
+        self.engine.deaf = true;
+        let soon = self.now() + WAIT_MAX;
+        for due in &mut self.due {
+            *due = Some(due.map_or(soon, |due| due.min(soon)));
+        }
     }
 
     /// What its sleep puts off.
