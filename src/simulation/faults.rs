@@ -126,6 +126,9 @@ faults! {
     RegistryStalls = 300;
     /// Markets come and go.
     MarketChurn = 900;
+    /// A bug of the engine's amid a shard's turn, with a read or a takeover. Rare, and drawn apart:
+    /// see `World::drawn`.
+    ShardFails = 0;
 }
 
 /// The faults of one seed.
@@ -148,7 +151,9 @@ impl Faults {
     pub(super) fn drawn(mut random: fastrand::Rng) -> Self {
         // From nearly none of them to nearly all.
         let share = random.u32(5..90);
-        let rate = |&most: &u32| if random.u32(0..100) < share { random.u32(1..=most) } else { 0 };
+        let rate = |&most: &u32| {
+            if most > 0 && random.u32(0..100) < share { random.u32(1..=most) } else { 0 }
+        };
         let rates = Fault::RATES.iter().map(rate).collect();
         Self { rates, ..Self::none(random) }
     }

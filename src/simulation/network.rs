@@ -184,6 +184,14 @@ impl Network {
         }
     }
 
+    /// A bug of the engine's strikes this waiter, or does not.
+    fn fail(&mut self, waiter: usize, surely: bool) {
+        if waiter > CONNECTOR && (self.faults.strikes(Fault::ShardFails) || surely) {
+            // A panic that says nothing: it is what was meant.
+            std::panic::resume_unwind(Box::new("a bug, put here on purpose"));
+        }
+    }
+
     fn latency(&mut self) -> Duration {
         if self.faults.strikes(Fault::Delayed) {
             return self.faults.between_ms(5, 900);
@@ -326,8 +334,10 @@ impl Transport for SimNet {
     }
 
     fn register(&mut self, link: &mut SimLink, token: usize) -> Result<(), Cause> {
+        let network = &mut *self.network.borrow_mut();
+        network.fail(self.waiter, false);
         // What is there already makes no event: whoever takes it over must look.
-        let socket = &mut self.network.borrow_mut().sockets[link.link];
+        let socket = &mut network.sockets[link.link];
         (socket.watch, socket.reads) = (Some((self.waiter, token)), 0);
         Ok(())
     }
@@ -356,9 +366,8 @@ impl Transport for SimNet {
 
     fn receive(&mut self, link: &mut SimLink, plain: &mut Vec<u8>) -> Result<Received, Cause> {
         let network = &mut *self.network.borrow_mut();
-        if network.panics.take_if(|panics| *panics == link.link).is_some() {
-            panic!("a bug, put here on purpose");
-        }
+        let panics = network.panics.take_if(|panics| *panics == link.link).is_some();
+        network.fail(self.waiter, panics);
         let (at, most) = (network.clock.stamp(), network.read_bytes);
         let socket = &mut network.sockets[link.link];
         socket.reads += 1;

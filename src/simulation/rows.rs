@@ -139,6 +139,7 @@ fn g5_a_shard_that_fails_by_a_bug_comes_back_with_all_its_markets() {
     for conn in [1, 4, 5] {
         let link = world.link(conn);
         world.network.borrow_mut().panics = Some(link);
+        world.bugs += 1;
         pass(&mut world, seconds(5));
         well_within(&mut world, seconds(10));
     }

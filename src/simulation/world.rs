@@ -48,6 +48,8 @@ pub(super) struct World {
     /// Since when everything should be well and stay so.
     pub(super) settled: Option<Duration>,
     pub(super) events: Vec<Told>,
+    /// Bugs of the engine's that were put there one by one.
+    pub(super) bugs: u64,
     /// How far apart a seed's mishaps are, at most, in milliseconds.
     pub(super) mishaps_ms: u64,
 }
@@ -79,6 +81,7 @@ impl World {
             steps: 0,
             settled: None,
             events: Vec::new(),
+            bugs: 0,
             mishaps_ms: 1_500,
         }
     }
@@ -107,6 +110,11 @@ impl World {
         world.exchange.burst = random.usize(1..=6);
         world.exchange.interval = Duration::from_millis(random.u64(100..1_500));
         world.mishaps_ms = random.u64(200..3_000);
+        let mut apart = fastrand::Rng::with_seed(seed ^ 0x5AFE);
+        if apart.u8(0..6) == 0 {
+            world.engine.forgiving = true;
+            world.network.borrow_mut().faults.set(Fault::ShardFails, apart.u32(1..=6));
+        }
         world.network.borrow_mut().later(Duration::from_millis(700), Event::Mishap);
         world
     }
@@ -195,6 +203,7 @@ impl World {
             }
         };
         self.settle_turn()?;
+        self.check_bugs()?;
         self.check_deadline(party, next)?;
         self.delay(party);
         self.network.borrow_mut().close_dropped();
@@ -415,6 +424,14 @@ impl World {
     /// What its sleep puts off.
     pub(super) fn defer(&mut self, party: usize) {
         self.due[party] = self.due[party].map(|due| due.max(self.asleep_until[party]));
+    }
+
+    /// I1: no shard fails by a bug that was not put there.
+    fn check_bugs(&self) -> Result<(), String> {
+        let shards = self.engine.counters.shards.iter();
+        let restarts: u64 = shards.map(|shard| shard.restarts.total()).sum();
+        let meant = self.struck(Fault::ShardFails) + self.bugs;
+        if restarts > meant { Err(format!("I1: {restarts} restarts of {meant}")) } else { Ok(()) }
     }
 
     /// I2.
