@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use crate::affinity;
+use crate::arbitration::ArbitrationPolicy;
 use crate::auth::Credentials;
 use crate::cores;
 use crate::dialect::Dialect;
@@ -226,6 +227,15 @@ settings! {
     /// Markets of which one connection keeps the newest message under
     /// [`Overflow::ConflateByMarket`](crate::Overflow::ConflateByMarket). Default: 65,536.
     conflate_markets: usize = 65_536;
+    /// What happens to second copies of what redundant lines bring: one policy for all roles that
+    /// have pairs, or one for each. Default: both are delivered.
+    [into] arbitration: ArbitrationPolicy = ArbitrationPolicy::default();
+    /// How long messages missing on one line are waited for from the other. Default: 500 ms.
+    #[serde(with = "humantime_serde")]
+    arbitration_window: Duration = Duration::from_millis(500);
+    /// Messages of each pair remembered (for 10 s at most), so that second copies are known as
+    /// such; each takes about 150 bytes. Default: 65,536.
+    arbitration_messages: usize = 1 << 16;
     /// Messages waiting for the host. Default: 10,000.
     message_buffer: usize = 10_000;
     /// Bytes waiting for the host, counted as the capacity of the buffers that hold them.
@@ -395,6 +405,10 @@ impl ConfigBuilder {
         at_least("commands_in_flight", self.commands_in_flight, 1, 32)?;
         at_least("markets_per_connection", self.markets_per_connection, 1, 1_000_000)?;
         at_least("message_buffer", self.message_buffer, 1, 1 << 24)?;
+        at_least("arbitration_messages", self.arbitration_messages, 16, 1 << 24)?;
+        if let Err(problem) = self.arbitration.check(self.pool) {
+            return invalid("arbitration", problem);
+        }
         at_least("event_buffer", self.event_buffer, 1, 1 << 20)?;
         at_least("recovery_rate", self.recovery_rate, 1, 1_000_000)?;
         at_least("conflate_markets", self.conflate_markets, 1, 1 << 24)?;
@@ -439,6 +453,7 @@ impl ConfigBuilder {
         within("ping_idle", self.ping_idle, ms, day)?;
         within("pong_timeout", self.pong_timeout, ms, day)?;
         within("write_timeout", self.write_timeout, ms, day)?;
+        within("arbitration_window", self.arbitration_window, ms, day)?;
         let us = Duration::from_micros(1);
         within("handler_slow_threshold", self.handler_slow_threshold, us, day)?;
         within("stall_threshold", self.stall_threshold, us, day)?;

@@ -27,6 +27,7 @@
 
 mod addresses;
 mod affinity;
+mod arbitration;
 mod assign;
 mod assignments;
 mod auth;
@@ -53,6 +54,7 @@ mod gap;
 mod held;
 mod hush;
 mod ids;
+mod lines;
 mod link;
 mod mailbox;
 mod manager;
@@ -93,6 +95,7 @@ mod watch;
 mod watchdog;
 mod wiring;
 
+pub use arbitration::{Arbitration, ArbitrationPolicy};
 pub use assign::Unplaced;
 pub use assignments::{Assignment, Assignments};
 pub use auth::Credentials;
@@ -110,6 +113,7 @@ pub use error::{
 pub use event::{Event, Events};
 pub use gap::GapPolicy;
 pub use ids::{CommandId, ConnId, Epoch, Role, Seq, ShardId, Sid, Ticker};
+pub use lines::{ArbitrationStats, LineStats};
 pub use mailbox::Untold;
 pub use manager::{Handle, Manager, StopReport};
 pub use market::{MarketState, SubscriptionInfo};

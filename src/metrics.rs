@@ -4,6 +4,7 @@
 use std::fmt::{Display, Write};
 use std::time::Duration;
 
+use crate::lines::LineStats;
 use crate::stats::Stats;
 
 impl Stats {
@@ -64,6 +65,7 @@ impl Stats {
         page.sample("", Duration::from_nanos(self.handler_slowest_ns).as_secs_f64());
         self.recoveries(&mut page);
         self.health(&mut page);
+        self.lines(&mut page);
         page.counter("reconnects_total", "Returns to live, by connection.");
         for (conn, role, count) in &self.reconnects_by_connection {
             page.sample(&format!("conn_id=\"{conn}\",role=\"{role}\""), count);
@@ -97,6 +99,45 @@ impl Stats {
         for (part, label) in [(0.5, "0.5"), (0.99, "0.99"), (1.0, "1")] {
             let time = Duration::from_nanos(recovery.times.quantile(part)).as_secs_f64();
             page.sample(&format!("quantile=\"{label}\""), time);
+        }
+    }
+
+    /// What came of arbitrating between redundant lines.
+    fn lines(&self, page: &mut Page) {
+        let stats = &self.arbitration;
+        for (name, help, count) in [
+            ("duplicates_dropped_total", "Second copies dropped.", stats.duplicates_dropped),
+            ("missed_by_both_total", "Slots neither line brought.", stats.missed_by_both),
+            ("lines_late_total", "Delivered after they were told missing.", stats.late),
+            ("lines_cut_short_total", "Forgotten before their second copy.", stats.cut_short),
+        ] {
+            page.counter(name, help);
+            page.sample("", count);
+        }
+        let labels = |line: &LineStats| {
+            let LineStats { conn_id, role, .. } = line;
+            format!("conn_id=\"{conn_id}\",role=\"{role}\"")
+        };
+        page.counter("line_first_total", "Messages a line brought first.");
+        for line in &stats.lines {
+            page.sample(&labels(line), line.first);
+        }
+        page.counter("line_second_total", "Messages the other line had brought.");
+        for line in &stats.lines {
+            page.sample(&labels(line), line.second);
+        }
+        page.begin("line_lead_seconds", "How far a line was ahead, when it was.", "histogram");
+        for line in &stats.lines {
+            let labels = labels(line);
+            for power in 3..=9 {
+                let ns = 10_u64.pow(power);
+                let seconds = Duration::from_nanos(ns).as_secs_f64();
+                let count = line.lead.at_most(ns);
+                page.part("bucket", &format!("{labels},le=\"{seconds}\""), count);
+            }
+            page.part("bucket", &format!("{labels},le=\"+Inf\""), line.lead.count());
+            page.part("sum", &labels, Duration::from_nanos(line.lead_ns).as_secs_f64());
+            page.part("count", &labels, line.lead.count());
         }
     }
 
@@ -162,15 +203,22 @@ impl Page {
         let labels = if labels.is_empty() { String::new() } else { format!("{{{labels}}}") };
         writeln!(self.text, "{}{labels} {value}", self.name).unwrap_or_default();
     }
+
+    /// One of the series of a histogram.
+    fn part(&mut self, part: &str, labels: &str, value: impl Display) {
+        writeln!(self.text, "{}_{part}{{{labels}}} {value}", self.name).unwrap_or_default();
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
+    use std::time::Duration;
 
     use crate::code::ExchangeCode;
     use crate::error::Cause;
     use crate::ids::{ConnId, Role};
+    use crate::lines::Line;
     use crate::pool::PoolLayout;
     use crate::recoveries::RecoveryTotals;
     use crate::stats::Counters;
@@ -188,6 +236,10 @@ mod tests {
         counters.shards[1].handler_ns_max.raise(2_000_000);
         let totals = RecoveryTotals { started: 1, ..RecoveryTotals::default() };
         counters.control.recovery.publish(2, &totals);
+        let line = counters.shards[1].arbitration.line(Role::Trade, Line::B).unwrap();
+        line.first.add(4);
+        [20_000, 3_000_000].into_iter().for_each(|ns| line.led(Duration::from_nanos(ns)));
+        counters.shards[1].arbitration.duplicates_dropped.add(6);
         let text = counters.snapshot(false).prometheus();
         for line in [
             "conn_manager_connections_total 150",
@@ -199,6 +251,12 @@ mod tests {
             "conn_manager_suspect_markets 2",
             "conn_manager_recoveries_total 1",
             "conn_manager_recovery_seconds{quantile=\"0.5\"} 0",
+            "conn_manager_duplicates_dropped_total 6",
+            "conn_manager_line_first_total{conn_id=\"4\",role=\"trade\"} 4",
+            "conn_manager_line_lead_seconds_bucket{conn_id=\"4\",role=\"trade\",le=\"0.0001\"} 1",
+            "conn_manager_line_lead_seconds_bucket{conn_id=\"4\",role=\"trade\",le=\"+Inf\"} 2",
+            "conn_manager_line_lead_seconds_sum{conn_id=\"4\",role=\"trade\"} 0.00302",
+            "conn_manager_line_lead_seconds_count{conn_id=\"4\",role=\"trade\"} 2",
             "conn_manager_handler_busy_seconds_total 2.5",
             "conn_manager_handler_slowest_seconds 0.002",
             "conn_manager_markets_unplaced 0",

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, TrySendError};
 use crossbeam_utils::CachePadded;
 
+use crate::arbitration::ArbiterSettings;
 use crate::batch::{Batch, Entry, RawMessage};
 use crate::conflate::{Conflated, Limits};
 use crate::delivery::{Delivery, Inline, Panicked};
@@ -29,6 +30,7 @@ use crate::stats::ShardCounters;
 use crate::timer::{Alarm, Moment, Next, after};
 use crate::transport::{Ready, Received, Sent, Transport};
 use crate::watch::Watch;
+use pairs::Pairs;
 
 /// How soon a full registry queue is tried again.
 const HELD_RETRY: Duration = Duration::from_millis(1);
@@ -79,6 +81,7 @@ pub(crate) struct Shard<T: Transport> {
     outlet: Outlet,
     overflow: OverflowPolicy,
     conflate: Limits,
+    pairs: Pairs,
     inline: Option<Inline>,
     delivery: Delivery,
     handler_slow_threshold: Duration,
@@ -119,6 +122,7 @@ pub(crate) struct ShardParts<T: Transport> {
     pub(crate) overflow: OverflowPolicy,
     /// What a connection keeps at most under `Overflow::ConflateByMarket`.
     pub(crate) conflate: Limits,
+    pub(crate) arbitration: ArbiterSettings,
     pub(crate) delivery: Delivery,
     /// Reads of one connection in one turn.
     pub(crate) turn_budget: usize,
@@ -130,10 +134,10 @@ pub(crate) struct ShardParts<T: Transport> {
 impl<T: Transport> Shard<T> {
     pub(crate) fn new(parts: ShardParts<T>) -> Self {
         let own = usize::from(parts.id.number());
-        let slots = parts
-            .pool
-            .iter()
-            .filter(|&(conn, _)| shard_of(conn, parts.shards) == own)
+        let connections =
+            || parts.pool.iter().filter(|&(conn, _)| shard_of(conn, parts.shards) == own);
+        let pairs = Pairs::new(connections(), parts.arbitration);
+        let slots = connections()
             .map(|(conn, _)| Slot {
                 conn,
                 live: None,
@@ -158,6 +162,7 @@ impl<T: Transport> Shard<T> {
             outlet: parts.outlet,
             overflow: parts.overflow,
             conflate: parts.conflate,
+            pairs,
             inline: parts.delivery.handler(parts.id, parts.handler_slow_threshold),
             delivery: parts.delivery,
             handler_slow_threshold: parts.handler_slow_threshold,
@@ -215,6 +220,7 @@ impl<T: Transport> Shard<T> {
     /// One turn.
     pub(crate) fn step(&mut self, now: Instant) -> Next {
         let judged = self.turned.replace(now).unwrap_or(now);
+        self.pairs.begin_turn(judged);
         self.take_orders(now);
         self.drive_ready(now);
         self.run_timers(Moment { judged, now });
@@ -294,6 +300,7 @@ impl<T: Transport> Shard<T> {
 
     /// Digests the plaintext in scratch into one batch and hands it over.
     fn digest(&mut self, index: usize, stamp: crate::clock::Stamp) -> Result<(), Cause> {
+        let is_other_held = self.is_other_held(index);
         let Some((_, link)) = self.slots.get_mut(index).and_then(|slot| slot.live.as_mut()) else {
             return Ok(());
         };
@@ -301,6 +308,7 @@ impl<T: Transport> Shard<T> {
         let Scratch { plain, rest, notes, .. } = &mut self.scratch;
         let mut batch = self.outlet.batch(plain, (link.conn, link.epoch, link.role), stamp);
         let verdict = link.digest(&mut batch, notes, counters);
+        self.pairs.judge(index, &mut batch, is_other_held, counters);
         if batch.entries.is_empty() {
             self.outlet.recycle(batch);
         } else if let Some(inline) = self.inline.as_mut().filter(|_| link.role != Role::Lifecycle) {
@@ -326,7 +334,7 @@ impl<T: Transport> Shard<T> {
                     let handed = self.outlet.send(batch, rest);
                     counters.messages_forwarded.add(widen(handed.messages));
                     if !rest.is_empty() {
-                        link.dropped(rest, stamp.mono, counters);
+                        self.pairs.dropped(index, link, rest, stamp.mono, counters);
                         let dropped = widen(rest.len());
                         self.spilled(dropped, 0, stamp.mono);
                     }
@@ -354,6 +362,9 @@ impl<T: Transport> Shard<T> {
         if resumed {
             // No edge will tell of what waited in the socket meanwhile.
             self.queue(index);
+            if let Some((arbiter, _)) = self.pairs.of(index) {
+                arbiter.excuse(now);
+            }
         }
         if !free {
             self.alarm.arm(after(now, HELD_RETRY));
@@ -402,7 +413,9 @@ impl<T: Transport> Shard<T> {
         self.transport.deregister(&mut socket);
         drop(socket);
         let (conn, epoch, heard) = (link.conn, link.epoch, link.heard());
-        if self.state == State::Running {
+        if self.pairs.lost(index, &link, &self.counters) {
+            // Its pair tells what it owes.
+        } else if self.state == State::Running {
             slot.owed = link.sequences.untold();
         } else {
             let untold = link.sequences.untold_by_sid();
@@ -511,6 +524,7 @@ impl<T: Transport> Shard<T> {
 mod ending;
 mod keep;
 mod orders;
+mod pairs;
 mod restart;
 #[cfg(test)]
 mod tests;

@@ -51,6 +51,11 @@ impl Durations {
         self.0.iter().sum()
     }
 
+    /// How many were at most so long, to a quarter of a power of two.
+    pub(crate) fn at_most(&self, ns: u64) -> u64 {
+        self.0.iter().take(bucket(ns).saturating_add(1)).sum()
+    }
+
     /// Those counted since `earlier` was taken.
     #[must_use]
     pub fn since(&self, earlier: &Self) -> Self {
@@ -121,6 +126,7 @@ mod tests {
             (exact..=exact + exact / 4).contains(&said)
         };
         assert_eq!(durations.since(&durations).count(), 0);
+        assert_eq!((durations.at_most(800), durations.at_most(u64::MAX)), (0, 1_000));
         assert_eq!(durations.since(&Durations::default()), durations);
         assert!(within(0.5, 500_000) && within(0.9, 900_000) && within(0.99, 990_000));
     }

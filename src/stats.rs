@@ -11,6 +11,7 @@ use crate::causes::{ByCause, CauseCount};
 use crate::clock::CpuTime;
 use crate::code::ExchangeCode;
 use crate::ids::{ConnId, Role, widen};
+use crate::lines::{ArbitrationCounters, ArbitrationStats};
 use crate::pool::PoolLayout;
 use crate::recoveries::{RecoveryCounters, RecoveryStats};
 use crate::shard_stats::ShardStats;
@@ -71,6 +72,8 @@ pub(crate) struct ShardCounters {
     pub(crate) duplicates: Counter,
     /// Older numbers.
     pub(crate) backward: Counter,
+    /// Of the redundant pairs.
+    pub(crate) arbitration: ArbitrationCounters,
     /// Replies and errors.
     pub(crate) replies: Counter,
     /// Replies to commands that had ended without one.
@@ -244,8 +247,7 @@ impl Counters {
 
     /// Everything, read now.
     pub(crate) fn snapshot(&self, abandoned: bool) -> Stats {
-        let control = &*self.control;
-        let ((forwarded, consumed), healthy) = (self.handed(), self.healthy());
+        let (control, handed, healthy) = (&*self.control, self.handed(), self.healthy());
         Stats {
             connections_total: widen(self.pool.connections()),
             connections_healthy: healthy.iter().map(|(_, count)| count).sum(),
@@ -262,9 +264,9 @@ impl Counters {
             no_healthy_connections: control.no_healthy_connections.total(),
             pool_full: control.pool_full.total(),
             messages_received: self.sum(|shard| &shard.messages_received),
-            messages_forwarded: forwarded,
-            messages_consumed: consumed,
-            messages_abandoned: if abandoned { forwarded.saturating_sub(consumed) } else { 0 },
+            messages_forwarded: handed.0,
+            messages_consumed: handed.1,
+            messages_abandoned: if abandoned { handed.0.saturating_sub(handed.1) } else { 0 },
             messages_dropped: self.sum(|shard| &shard.messages_dropped),
             messages_conflated: self.sum(|shard| &shard.messages_conflated),
             messages_kept: self.sum(|shard| &shard.messages_kept),
@@ -275,6 +277,7 @@ impl Counters {
             recovery: control.recovery.snapshot(),
             messages_duplicate: self.sum(|shard| &shard.duplicates),
             messages_backward: self.sum(|shard| &shard.backward),
+            arbitration: self.arbitration(),
             replies: self.sum(|shard| &shard.replies),
             replies_late: self.sum(|shard| &shard.replies_late),
             replies_unmatched: self.sum(|shard| &shard.replies_unmatched),
@@ -337,6 +340,10 @@ impl Counters {
         self.control.events_dropped.total() + self.sum(|shard| &shard.events_dropped)
     }
 
+    fn arbitration(&self) -> ArbitrationStats {
+        ArbitrationStats::sum(self.pool, self.shards.iter().map(|shard| &shard.arbitration))
+    }
+
     fn cpu_ns(&self) -> u64 {
         let control = self.control.conductor_cpu_ns.total() + self.control.connector_cpu_ns.total();
         self.sum(|shard| &shard.cpu_ns) + control
@@ -366,9 +373,9 @@ fn subscribe_errors(control: &ControlCounters) -> Vec<SubscribeErrors> {
 /// epochs; what is "now" is zero once the engine has stopped.
 ///
 /// `messages_received = messages_forwarded + messages_dropped + messages_kept +
-/// lifecycle_forwarded + lifecycle_discarded` once the engine is idle: data messages only, replies
-/// apart. Numbers of different threads are read one after another, so sums may be off by what
-/// happened meanwhile.
+/// lifecycle_forwarded + lifecycle_discarded + arbitration.duplicates_dropped` once the engine is
+/// idle: data messages only, replies apart. Numbers of different threads are read one after
+/// another, so sums may be off by what happened meanwhile.
 ///
 /// ```
 /// # fn show(handle: &kalshi_feed::Handle) {
@@ -437,6 +444,8 @@ pub struct Stats {
     pub messages_duplicate: u64,
     /// Frames with an older number.
     pub messages_backward: u64,
+    /// Of the redundant pairs whose copies are arbitrated.
+    pub arbitration: ArbitrationStats,
     /// Replies and errors from the exchange.
     pub replies: u64,
     /// Replies that came after their command's time was up.

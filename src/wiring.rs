@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
+use crate::arbitration::ArbiterSettings;
 use crate::config::{Config, ConfigBuilder};
 use crate::conflate::Limits;
 use crate::connector::{ConnectorParts, Dial, Dialed};
@@ -75,6 +76,7 @@ impl Wiring {
                 pool: settings.pool,
                 overflow: settings.overflow,
                 conflate: Limits::new(settings),
+                arbitration: arbiter_settings(settings),
                 delivery: delivery.clone(),
                 turn_budget: settings.turn_budget,
                 handler_slow_threshold: settings.handler_slow_threshold,
@@ -125,6 +127,15 @@ fn transport(config: &Config, warnings: &Arc<Warnings>) -> std::io::Result<(TcpT
         waker.wake().unwrap_or_default();
     });
     Ok((transport, wake))
+}
+
+/// What each pair's arbiter needs to know.
+pub(crate) fn arbiter_settings(settings: &ConfigBuilder) -> ArbiterSettings {
+    ArbiterSettings {
+        policy: settings.arbitration,
+        window: settings.arbitration_window,
+        messages: settings.arbitration_messages,
+    }
 }
 
 fn link_settings(config: &Config) -> LinkSettings {

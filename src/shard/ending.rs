@@ -51,6 +51,7 @@ impl<T: Transport> Shard<T> {
             self.lose(index, Cause::Stopped);
             self.tell_debt(index);
         }
+        self.settle_pairs();
     }
 
     /// What a connection that is down owes, no next epoch will tell.

@@ -74,6 +74,9 @@ impl<T: Transport> Shard<T> {
         slot.live = Some((socket, link));
         slot.read_closed = false;
         slot.broken = None;
+        if let Some((arbiter, line)) = self.pairs.of(index) {
+            arbiter.up(line, &self.counters.arbitration);
+        }
         self.counters.connections.add(1);
         match (watched, self.state) {
             (Ok(()), State::Running) => {

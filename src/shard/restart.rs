@@ -28,6 +28,7 @@ impl<T: Transport> Shard<T> {
         self.counters.restarts.add(1);
         self.scratch = Scratch { plain: Vec::with_capacity(LARGE_BYTES), ..Scratch::default() };
         self.ready.clear();
+        self.pairs.renew();
         self.alarm = Alarm::default();
         self.inline = self.delivery.handler(self.id, self.handler_slow_threshold);
         let cause = || Cause::Local { message: "its shard failed by a bug".to_owned() };

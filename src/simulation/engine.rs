@@ -36,7 +36,7 @@ use crate::shard::{Shard, ShardParts};
 use crate::stats::Counters;
 use crate::subscription::{SubscriptionSettings, Subscriptions};
 use crate::timer::Next;
-use crate::wiring::suspicion_settings;
+use crate::wiring::{arbiter_settings, suspicion_settings};
 
 /// The parties: the conductor, the connector, and the shards from here on.
 pub(super) const CONDUCTOR: usize = 0;
@@ -331,6 +331,7 @@ impl Common<'_> {
                 pool: *pool,
                 overflow: config.overflow,
                 conflate: Limits::new(config),
+                arbitration: arbiter_settings(config),
                 delivery: Delivery::channel(),
                 turn_budget: config.turn_budget,
                 handler_slow_threshold: config.handler_slow_threshold,

@@ -12,10 +12,10 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use exchange_sim::{Audit, Exchange, ExchangeConfig, Verdict};
+use exchange_sim::{Arbitration, Audit, Exchange, ExchangeConfig, LineVerdict, Verdict};
 use kalshi_feed::{
     ChannelRegistry, Config, ConfigBuilder, ConnId, Credentials, Delivery, Epoch, Event, Events,
-    Handle, Manager, Messages, PoolLayout, RawMessage, RecvError, RegistryHost, StopReport,
+    Handle, Manager, Messages, PoolLayout, RawMessage, RecvError, RegistryHost, Role, StopReport,
 };
 
 /// Longest any single wait of a test may take.
@@ -30,6 +30,8 @@ pub(crate) struct Rig {
     pub(crate) events: Events,
     pub(crate) host: RegistryHost,
     pub(crate) audit: Audit,
+    /// The account of roles whose lines are one stream; those are not in `audit`.
+    pub(crate) streams: Option<Arbitration>,
     pub(crate) seen: Vec<Event>,
     /// Our end of every connection's live epoch.
     pub(crate) live: BTreeMap<ConnId, (Epoch, std::net::SocketAddr)>,
@@ -92,6 +94,7 @@ impl Rig {
             events: manager.events().unwrap(),
             host,
             audit: Audit::default(),
+            streams: None,
             seen: Vec::new(),
             live: BTreeMap::new(),
             manager,
@@ -130,8 +133,17 @@ impl Rig {
             return Err(RecvError::Empty);
         };
         let message = messages.recv_timeout(timeout)?;
-        audit(&mut self.audit, &message);
+        self.enter(&message);
         Ok(message)
+    }
+
+    fn enter(&mut self, message: &RawMessage) {
+        match &mut self.streams {
+            Some(streams) if message.role != Role::Orderbook => {
+                streams.delivered(message.role.channel(), message.gap_size, &message.data);
+            }
+            _ => audit(&mut self.audit, message),
+        }
     }
 
     /// Events and lifecycle frames waiting now.
@@ -153,7 +165,7 @@ impl Rig {
             self.seen.push(event);
         }
         while let Ok(message) = self.host.lifecycle().try_recv() {
-            audit(&mut self.audit, &message);
+            self.enter(&message);
         }
     }
 
@@ -194,6 +206,40 @@ impl Rig {
 
     /// Stops the traffic, takes what is under way, stops the manager, and settles the account.
     pub(crate) fn settle(&mut self) -> (Verdict, StopReport) {
+        let report = self.finish();
+        for untold in &report.untold {
+            let sid = untold.sid.map_or(0, |sid| sid.number());
+            self.audit.owed(untold.conn_id.number(), untold.epoch.number(), sid, untold.messages);
+        }
+        (self.audit.settle(&self.exchange.ledger()), report)
+    }
+
+    /// The same where lines are one stream: the account of the order books, and of each stream.
+    pub(crate) fn settle_streams(&mut self) -> (Verdict, BTreeMap<Role, LineVerdict>, StopReport) {
+        let report = self.finish();
+        let roles = [Role::Ticker, Role::Trade, Role::Lifecycle];
+        let mut streams = self.streams.take().unwrap();
+        for untold in &report.untold {
+            let role = PoolLayout::default().role(untold.conn_id).unwrap();
+            let (conn, epoch) = (untold.conn_id.number(), untold.epoch.number());
+            match roles.contains(&role) {
+                true => streams.owed(role.channel(), untold.messages),
+                false => {
+                    let sid = untold.sid.map_or(0, |sid| sid.number());
+                    self.audit.owed(conn, epoch, sid, untold.messages);
+                }
+            }
+        }
+        let mut ledger = self.exchange.ledger();
+        for record in &mut ledger.connections {
+            record.sids.retain(|sid| sid.channel == Role::Orderbook.channel());
+        }
+        let contents = self.exchange.contents();
+        let settled = roles.map(|role| (role, streams.settle(role.channel(), &contents)));
+        (self.audit.settle(&ledger), BTreeMap::from(settled), report)
+    }
+
+    fn finish(&mut self) -> StopReport {
         let begun = Instant::now();
         // What is held back must be taken before the exchange can write the rest.
         while !self.exchange.stop_traffic(Duration::from_millis(20)) {
@@ -215,11 +261,7 @@ impl Rig {
         let report = self.manager.stop(Duration::from_secs(3));
         while self.take(Duration::ZERO).is_ok() {}
         self.take_aside();
-        for untold in &report.untold {
-            let sid = untold.sid.map_or(0, |sid| sid.number());
-            self.audit.owed(untold.conn_id.number(), untold.epoch.number(), sid, untold.messages);
-        }
-        (self.audit.settle(&self.exchange.ledger()), report)
+        report
     }
 }
 

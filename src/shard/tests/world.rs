@@ -195,6 +195,11 @@ impl World {
             pool: POOL,
             overflow,
             conflate: Limits { markets: 4, bytes: 1 << 16 },
+            arbitration: crate::arbitration::ArbiterSettings {
+                policy: crate::arbitration::ArbitrationPolicy::default(),
+                window: Duration::from_millis(500),
+                messages: 1_000,
+            },
             delivery: Delivery::channel(),
             turn_budget: 1,
             handler_slow_threshold: Duration::from_millis(1),

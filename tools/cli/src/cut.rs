@@ -47,13 +47,15 @@ pub(crate) struct Cut {
 
 impl Cut {
     /// Resets `requested` connections of all roles with `reset`, which returns how many there were.
+    /// `spare`: of redundant lines one of each pair lives on.
     pub(crate) fn make(
         requested: usize,
+        spare: bool,
         roster: &Roster,
         handle: &Handle,
         reset: impl FnOnce(&[std::net::SocketAddr]) -> usize,
     ) -> Self {
-        let members = choose(requested, roster.live().copied().collect());
+        let members = choose(requested, spare, roster.live().copied().collect());
         let cut: BTreeSet<ConnId> = members.iter().map(|member| member.conn).collect();
         let markets = assigned(handle).into_iter().filter(|(conn, _)| cut.contains(conn)).collect();
         let reconnects_before = handle.stats().reconnects;
@@ -114,7 +116,7 @@ pub(crate) fn assigned(handle: &Handle) -> BTreeSet<(ConnId, String)> {
 }
 
 /// One of each role first, then evenly over the rest.
-fn choose(count: usize, mut live: Vec<Member>) -> Vec<Member> {
+fn choose(count: usize, spare: bool, mut live: Vec<Member>) -> Vec<Member> {
     let mut chosen = Vec::new();
     for role in Role::ALL {
         if chosen.len() < count
@@ -123,6 +125,7 @@ fn choose(count: usize, mut live: Vec<Member>) -> Vec<Member> {
             chosen.push(live.remove(at));
         }
     }
+    live.retain(|member| !spare || member.role == Role::Orderbook);
     let missing = count.saturating_sub(chosen.len()).min(live.len());
     let places = (0..missing).map(|n| n * live.len() / missing.max(1));
     chosen.extend(places.filter_map(|at| live.get(at).copied()));
@@ -160,12 +163,21 @@ mod tests {
     #[test]
     fn the_chosen_are_distinct_and_of_all_roles() {
         for count in [0, 1, 4, 20, 149, 150, 400] {
-            let chosen = choose(count, pool());
+            let chosen = choose(count, false, pool());
             assert_eq!(chosen.len(), count.min(150));
             let distinct: BTreeSet<_> = chosen.iter().map(|member| member.conn).collect();
             assert_eq!(distinct.len(), chosen.len());
             let roles: BTreeSet<_> = chosen.iter().map(|member| member.role).collect();
             assert_eq!(roles.len(), count.min(4));
+        }
+    }
+
+    #[test]
+    fn one_line_of_each_pair_can_be_spared() {
+        let chosen = choose(400, true, pool());
+        assert_eq!(chosen.len(), 147);
+        for role in [Role::Ticker, Role::Trade, Role::Lifecycle] {
+            assert_eq!(chosen.iter().filter(|member| member.role == role).count(), 1);
         }
     }
 

@@ -7,12 +7,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
-use exchange_sim::{Among, Audit, DataFault, DataRule, Exchange, ExchangeConfig, Mode, Verdict};
+use exchange_sim::{Among, DataFault, DataRule, Exchange, ExchangeConfig, Mode, Verdict};
 use kalshi_feed::{
     ChannelRegistry, Config, Credentials, Event, Events, Handle, Manager, Messages, RawMessage,
-    Role, Seq, Sid, Stats, StopReport, Ticker,
+    Role, Stats, StopReport, Ticker,
 };
 
+use crate::account::Account;
 use crate::args::Demo;
 use crate::consumer::{self, Consumed, Handler};
 use crate::cut::{self, Cut, CutResult, Snapshots};
@@ -63,7 +64,7 @@ pub(crate) fn run(flags: &Demo) -> Result<(), Failure> {
 /// Takes the messages: account, latencies, snapshots.
 #[derive(Debug)]
 struct Taker {
-    audit: Audit,
+    account: Account,
     wire: Latency,
     /// Whether receive times are the kernel's, and not those of the reads the ages count from.
     arrivals: bool,
@@ -76,14 +77,7 @@ struct Taker {
 impl Handler for Taker {
     fn message(&mut self, message: &RawMessage, age: Duration) -> Result<(), Failure> {
         let (conn, epoch) = (message.conn_id.number(), message.epoch.number());
-        self.audit.delivered(
-            conn,
-            epoch,
-            message.sid.map_or(0, Sid::number),
-            message.seq.map(Seq::number),
-            message.gap_size,
-            &message.data,
-        );
+        self.account.delivered(message);
         if message.role == Role::Orderbook {
             if let Some(made) = delta_time(&message.data) {
                 // Both clocks are this machine's: earlier than made only by their resolution.
@@ -120,7 +114,7 @@ struct Session {
     view: View,
     roster: Roster,
     /// Ups and downs; the threads' accounts are merged into it.
-    audit: Audit,
+    account: Account,
     cut: Option<Cut>,
     /// Lets a slow consumer take what waits at full speed.
     hurry: Arc<AtomicBool>,
@@ -138,6 +132,7 @@ impl Session {
                 true => exchange_sim::Dialect::Legacy,
                 false => exchange_sim::Dialect::Live,
             },
+            record_contents: flags.policies.is_merged(),
             ..ExchangeConfig::default()
         });
         let exchange = Arc::new(exchange.map_err(Failure::job)?);
@@ -158,9 +153,12 @@ impl Session {
         let handle = manager.handle();
         let live = LiveLatency::default();
         let list = Arc::clone(&exchange);
-        let registry = RegistryThread::spawn(host, markets, move || list.active_markets())
-            .map_err(|error| Failure::job(format!("cannot start the registry: {error}")))?;
-        let (consumer, hurry) = spawn_consumer(messages, flags, &live)?;
+        let account = Account::new(flags.policies.is_merged(), flags.engine.legacy);
+        let lifecycle = account.clone();
+        let registry =
+            RegistryThread::spawn(host, markets, lifecycle, move || list.active_markets())
+                .map_err(|error| Failure::job(format!("cannot start the registry: {error}")))?;
+        let (consumer, hurry) = spawn_consumer(messages, flags, account.clone(), &live)?;
         interrupt.start(&mut manager)?;
         crate::view::warn(&handle.warnings());
         Ok(Self {
@@ -172,7 +170,7 @@ impl Session {
             registry,
             consumer,
             roster: Roster::default(),
-            audit: Audit::default(),
+            account,
             cut: None,
             hurry,
             // Markets changed while the lifecycle lines were coming up.
@@ -196,7 +194,8 @@ impl Session {
             if flags.cut > 0 && self.cut.is_none() && now >= cut_at {
                 let exchange = &self.exchange;
                 let reset = |addresses: &[_]| exchange.cut(addresses);
-                self.cut = Some(Cut::make(flags.cut, &self.roster, &self.handle, reset));
+                let spare = self.account.is_merged();
+                self.cut = Some(Cut::make(flags.cut, spare, &self.roster, &self.handle, reset));
             }
             if whole_at.take_if(|at| *at <= now).is_some() {
                 self.exchange.clear_data_faults();
@@ -227,13 +226,13 @@ impl Session {
             self.roster.note(&event);
             match event {
                 Event::Up { conn, role, epoch, local_addr } => {
-                    self.audit.up(conn.number(), epoch.number(), local_addr);
+                    self.account.up(conn, epoch, local_addr);
                     if role == Role::Lifecycle {
                         // What happened while the line was down was told on no line for sure.
                         self.reread_at = Some(now + RESUBSCRIBED);
                     }
                 }
-                Event::Down { conn, epoch, .. } => self.audit.down(conn.number(), epoch.number()),
+                Event::Down { conn, epoch, .. } => self.account.down(conn, epoch),
                 _ => {}
             }
         }
@@ -259,16 +258,12 @@ impl Session {
         while let Ok(event) = self.events.try_recv() {
             self.roster.note(&event);
             if let Event::Up { conn, epoch, local_addr, .. } = event {
-                self.audit.up(conn.number(), epoch.number(), local_addr);
+                self.account.up(conn, epoch, local_addr);
             } else if let Event::Down { conn, epoch, .. } = event {
-                self.audit.down(conn.number(), epoch.number());
+                self.account.down(conn, epoch);
             }
         }
-        for untold in &report.untold {
-            let sid = untold.sid.map_or(0, Sid::number);
-            let (conn, epoch) = (untold.conn_id.number(), untold.epoch.number());
-            self.audit.owed(conn, epoch, sid, untold.messages);
-        }
+        report.untold.iter().for_each(|untold| self.account.owed(untold));
         let cut = (flags.cut > 0).then(|| match &self.cut {
             Some(cut) => {
                 let snapshots = consumed.handler.snapshots.as_ref();
@@ -277,9 +272,9 @@ impl Session {
             }
             None => CutResult { requested: flags.cut, ..CutResult::default() },
         });
-        self.audit.merge(consumed.handler.audit.clone());
-        self.audit.merge(account.audit);
-        let verdict = self.audit.settle(&self.exchange.ledger());
+        self.account.merge(consumed.handler.account.clone());
+        self.account.merge(account);
+        let verdict = self.account.settle(&self.exchange);
         let last = self.handle.stats();
         Ok(Outcome { live, last, report, consumed, verdict, cut, wanted, roster: live_roster })
     }
@@ -319,12 +314,13 @@ impl Session {
 fn spawn_consumer(
     messages: Messages,
     flags: &Demo,
+    account: Account,
     live: &LiveLatency,
 ) -> Result<(JoinHandle<Consumed<Taker>>, Arc<AtomicBool>), Failure> {
     let needed = (flags.mode == Mode::Paced).then_some(flags.rate);
     let throttle = flags.slow_consumer.map(|fraction| Throttle::new(fraction, needed)).unzip();
     let taker = Taker {
-        audit: Audit::default(),
+        account,
         wire: Latency::new(),
         arrivals: flags.engine.tuning.kernel_timestamps,
         snapshots: (flags.cut > 0).then(Snapshots::new),

@@ -9,9 +9,10 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, bounded, select_biased};
-use exchange_sim::Audit;
 use kalshi_feed::{MarketChange, MarketStatus, RawMessage, RegistryHost, Ticker};
 use serde::Deserialize;
+
+use crate::account::Account;
 
 /// How long the engine may take to accept a change; it only takes longer when it has stopped.
 const ACCEPT: Duration = Duration::from_secs(2);
@@ -60,13 +61,6 @@ pub(crate) fn fate(data: &[u8]) -> Option<(Ticker, Fate)> {
     Some((frame.msg.market_ticker?.parse().ok()?, fate))
 }
 
-/// What the registry thread leaves.
-#[derive(Debug)]
-pub(crate) struct Account {
-    /// Every lifecycle frame it was handed.
-    pub(crate) audit: Audit,
-}
-
 /// The demo's market registry while it runs.
 #[derive(Debug)]
 pub(crate) struct RegistryThread {
@@ -85,13 +79,14 @@ enum Order {
 
 impl RegistryThread {
     /// Starts the thread with the markets the engine already has. `list` reads the exchange's
-    /// active markets, as a registry would over REST.
+    /// active markets, as a registry would over REST; what it is told goes into `account`.
     ///
     /// # Errors
     /// The system refuses a thread.
     pub(crate) fn spawn(
         host: RegistryHost,
         markets: BTreeSet<Ticker>,
+        account: Account,
         list: impl Fn() -> Vec<String> + Send + 'static,
     ) -> io::Result<Self> {
         let (orders, inbox) = bounded(4);
@@ -101,7 +96,7 @@ impl RegistryThread {
             changes,
             lines: Lines::default(),
             active: markets,
-            audit: Audit::default(),
+            account,
             stale: Arc::clone(&stale),
         };
         let thread = std::thread::Builder::new()
@@ -133,7 +128,7 @@ struct DemoRegistry {
     changes: Sender<MarketChange>,
     lines: Lines,
     active: BTreeSet<Ticker>,
-    audit: Audit,
+    account: Account,
     stale: Arc<AtomicBool>,
 }
 
@@ -159,25 +154,18 @@ impl DemoRegistry {
             }
         }
         for frame in frames.try_iter() {
-            self.account(&frame);
+            self.account.delivered(&frame);
         }
-        Account { audit: self.audit }
-    }
-
-    fn account(&mut self, frame: &RawMessage) {
-        self.audit.delivered(
-            frame.conn_id.number(),
-            frame.epoch.number(),
-            frame.sid.map_or(0, kalshi_feed::Sid::number),
-            frame.seq.map(kalshi_feed::Seq::number),
-            frame.gap_size,
-            &frame.data,
-        );
+        self.account
     }
 
     fn frame(&mut self, frame: &RawMessage) {
-        self.account(frame);
-        let line = (frame.conn_id.number(), frame.epoch.number());
+        self.account.delivered(frame);
+        let line = match self.account.is_merged() {
+            // One stream: whatever it says is news.
+            true => (0, 0),
+            false => (frame.conn_id.number(), frame.epoch.number()),
+        };
         if frame.gap_size > 0 {
             self.stale.store(true, Ordering::Relaxed);
         }

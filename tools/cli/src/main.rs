@@ -3,6 +3,7 @@
 
 #![allow(clippy::as_conversions, reason = "figures for people: counts become floating-point rates")]
 
+mod account;
 mod args;
 mod check;
 mod consumer;

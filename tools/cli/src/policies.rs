@@ -1,7 +1,7 @@
 //! The flags that say what is done about loss. It only turns words into the engine's settings.
 
 use clap::{Args, ValueEnum};
-use kalshi_feed::{ConfigBuilder, GapPolicy, Overflow, OverflowPolicy};
+use kalshi_feed::{Arbitration, ConfigBuilder, GapPolicy, Overflow, OverflowPolicy};
 
 /// What the engine does about loss.
 #[derive(Clone, Copy, Debug, Default, Args)]
@@ -14,6 +14,18 @@ pub(crate) struct Policies {
     /// When order-book messages were lost: flag it, ask for fresh snapshots, or subscribe anew.
     #[arg(long, value_name = "POLICY")]
     pub(crate) gap_policy: Option<GapFlag>,
+    /// Of the two lines of ticker, trade and lifecycle: deliver both, or each message once.
+    #[arg(long, value_name = "POLICY")]
+    pub(crate) arbitrate: Option<ArbitrateFlag>,
+}
+
+/// `--arbitrate`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ArbitrateFlag {
+    /// Both lines are delivered.
+    Both,
+    /// The first copy is delivered, the second dropped; what one line lost the other fills.
+    FirstWins,
 }
 
 /// `--overflow`.
@@ -59,6 +71,15 @@ impl Policies {
                 GapFlag::Resubscribe => GapPolicy::Resubscribe,
             });
         }
-        settings
+        match self.arbitrate {
+            None => settings,
+            Some(ArbitrateFlag::Both) => settings.arbitration(Arbitration::Both),
+            Some(ArbitrateFlag::FirstWins) => settings.arbitration(Arbitration::FirstWins),
+        }
+    }
+
+    /// Whether redundant lines become one stream.
+    pub(crate) fn is_merged(&self) -> bool {
+        self.arbitrate == Some(ArbitrateFlag::FirstWins)
     }
 }

@@ -6,7 +6,7 @@ use std::io::{self, Write as _};
 use std::time::Duration;
 
 use exchange_sim::Verdict;
-use kalshi_feed::Stats;
+use kalshi_feed::{ConnId, LineStats, Role, Stats};
 use nix::sys::resource::{UsageWho, getrusage};
 use serde::Serialize;
 
@@ -40,6 +40,8 @@ pub(crate) struct Summary {
     pub(crate) suspect_markets: u64,
     /// How long markets were suspect.
     pub(crate) recovery_ns: Spread,
+    /// Second copies of what redundant lines brought.
+    pub(crate) duplicates_dropped: u64,
     pub(crate) reconnects: u64,
     pub(crate) subscribe_errors: u64,
     pub(crate) bytes_received: u64,
@@ -53,6 +55,9 @@ pub(crate) struct Summary {
     /// Socket read to consumer.
     pub(crate) latency_ns: Quantiles,
     pub(crate) shards: Vec<ShardSummary>,
+    /// Only where lines are arbitrated.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) lines: Vec<LineSummary>,
     #[serde(flatten)]
     pub(crate) demo: Option<DemoSummary>,
 }
@@ -66,6 +71,20 @@ pub(crate) struct ShardSummary {
     pub(crate) messages: u64,
     pub(crate) cycles: u64,
     pub(crate) busy_ratio: f64,
+}
+
+/// One line of a redundant pair.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct LineSummary {
+    pub(crate) conn_id: ConnId,
+    pub(crate) role: Role,
+    /// Messages it brought first.
+    pub(crate) first: u64,
+    /// Messages the other had brought before.
+    pub(crate) second: u64,
+    pub(crate) win_rate: f64,
+    /// How far it was ahead, when it was.
+    pub(crate) lead_p50_ns: u64,
 }
 
 /// What only a demo can tell.
@@ -132,6 +151,7 @@ impl Summary {
             recoveries: last.recovery.started,
             suspect_markets: live.recovery.suspect_markets,
             recovery_ns: Spread::of(&last.recovery.times),
+            duplicates_dropped: last.arbitration.duplicates_dropped,
             reconnects: last.reconnects,
             subscribe_errors: last.subscribe_errors,
             bytes_received: last.bytes_received,
@@ -141,6 +161,7 @@ impl Summary {
             max_rss_bytes: max_rss_bytes(),
             latency_ns: measured.latency,
             shards: shards(live, last),
+            lines: last.arbitration.lines.iter().map(LineSummary::of).collect(),
             demo: None,
         }
     }
@@ -212,6 +233,9 @@ impl Summary {
             self.cpu_ns_per_message,
             self.max_rss_bytes >> 20
         )?;
+        for line in &self.lines {
+            line.write(out)?;
+        }
         for (number, shard) in self.shards.iter().enumerate() {
             let core = shard.core.map_or_else(|| "no core".into(), |core| format!("core {core}"));
             writeln!(
@@ -224,6 +248,32 @@ impl Summary {
             )?;
         }
         Ok(())
+    }
+}
+
+impl LineSummary {
+    fn of(line: &LineStats) -> Self {
+        Self {
+            conn_id: line.conn_id,
+            role: line.role,
+            first: line.first,
+            second: line.second,
+            win_rate: (line.win_rate() * 10_000.0).round() / 10_000.0,
+            lead_p50_ns: line.lead.quantile(0.5),
+        }
+    }
+
+    fn write(&self, out: &mut String) -> std::fmt::Result {
+        writeln!(
+            out,
+            "line {:<8} {}, first with {} of {} ({:.1} %), then ahead by {} at the median",
+            self.conn_id,
+            self.role,
+            self.first,
+            self.first + self.second,
+            self.win_rate * 100.0,
+            crate::view::micros(self.lead_p50_ns)
+        )
     }
 }
 
@@ -305,10 +355,10 @@ mod tests {
 
     const KEYS: &str = "connections_total connections_healthy subscriptions_total markets_total \
         messages_received messages_forwarded messages_consumed messages_dropped \
-        messages_abandoned lifecycle_forwarded lifecycle_discarded sequence_gaps messages_missed \
-        recoveries suspect_markets recovery_ns \
-        reconnects subscribe_errors bytes_received wall_seconds cpu_seconds cpu_ns_per_message \
-        max_rss_bytes latency_ns shards";
+        messages_abandoned lifecycle_forwarded lifecycle_discarded sequence_gaps \
+        messages_missed duplicates_dropped recoveries suspect_markets recovery_ns \
+        reconnects subscribe_errors bytes_received wall_seconds cpu_seconds \
+        cpu_ns_per_message max_rss_bytes latency_ns shards";
 
     fn keys(value: &serde_json::Value) -> Vec<&str> {
         value.as_object().unwrap().keys().map(String::as_str).collect()

@@ -56,3 +56,35 @@ fn frames_the_exchange_drops_are_told_of() {
     let ledger = &summary["ledger"];
     assert_eq!(count(&ledger["covered"]), missed + count(&summary["messages_dropped"]));
 }
+
+#[test]
+fn redundant_lines_become_one_stream_whose_gaps_are_those_of_both() {
+    let flags = "--arbitrate first-wins --drop-rate 0.02 --cut 6 --rate 60000 --duration 5s";
+    let summary = demo(flags);
+    let duplicates = count(&summary["duplicates_dropped"]);
+    assert!(duplicates > 1_000, "{summary}");
+    let parts = [
+        "messages_forwarded",
+        "messages_dropped",
+        "lifecycle_forwarded",
+        "lifecycle_discarded",
+        "duplicates_dropped",
+    ];
+    let sum: u64 = parts.iter().map(|&key| count(&summary[key])).sum();
+    assert_eq!(count(&summary["messages_received"]), sum);
+    let lines = summary["lines"].as_array().unwrap();
+    assert_eq!(lines.len(), 6, "{lines:?}");
+    for line in lines {
+        assert!((0.0..=1.0).contains(&line["win_rate"].as_f64().unwrap()), "{line}");
+    }
+    let second: u64 = lines.iter().map(|line| count(&line["second"])).sum();
+    assert_eq!(second, duplicates);
+}
+
+#[test]
+fn a_slow_consumer_of_arbitrated_lines_is_told_of_every_message_it_did_not_get() {
+    let summary = demo("--arbitrate first-wins --slow-consumer 0.1 --duration 4s");
+    let dropped = count(&summary["messages_dropped"]);
+    assert!(dropped > 10_000, "it was slow: {dropped}");
+    assert_eq!(summary["ledger"]["covered"], dropped);
+}

@@ -9,6 +9,8 @@ use serde::Serialize;
 use crate::contents::{Content, Contents};
 
 const MOST_FINDINGS: usize = 50;
+/// Of messages that say the same, one that lies so far back is not the one handed over now.
+const FAR_BACK: usize = 64;
 
 /// A client's account of channels it follows on several lines and hands over once.
 #[derive(Clone, Debug, Default)]
@@ -59,6 +61,16 @@ impl Arbitration {
         *self.owed.entry(channel.to_owned()).or_default() += missed;
     }
 
+    /// Adds another consumer's account to this one, as taken after it.
+    pub fn merge(&mut self, other: Self) {
+        for (channel, list) in other.delivered {
+            self.delivered.entry(channel).or_default().extend(list);
+        }
+        for (channel, missed) in other.owed {
+            self.owed(&channel, missed);
+        }
+    }
+
     /// Compares one channel's account with what was sent on its lines. It supposes that at every
     /// time one of them was up, and that the client has taken all it was to get.
     #[must_use]
@@ -76,8 +88,10 @@ impl Arbitration {
         let delivered = self.delivered.get(channel).map_or(&[][..], Vec::as_slice);
         let mut arrived = vec![false; sent.len()];
         let mut order = Vec::with_capacity(delivered.len());
+        let mut reached = 0;
         for &(identity, gap) in delivered {
-            let place = places.get_mut(&identity).map(VecDeque::pop_front);
+            let place = places.get_mut(&identity).map(|places| next(places, reached));
+            reached = place.flatten().map_or(reached, |at| at.max(reached));
             match place {
                 Some(Some(at)) => arrived[at] = true,
                 Some(None) => verdict.blame(1, || format!("{identity:x} handed over twice")),
@@ -96,6 +110,14 @@ impl Arbitration {
         verdict.blame(missed.abs_diff(told), || format!("{missed} missing, {told} told"));
         verdict
     }
+}
+
+/// Which of the messages that say the same was handed over, when others up to `reached` have been.
+fn next(places: &mut VecDeque<usize>, reached: usize) -> Option<usize> {
+    while places.len() > 1 && places.front().is_some_and(|at| at + FAR_BACK < reached) {
+        places.pop_front();
+    }
+    places.pop_front()
 }
 
 /// Which messages nobody can know were lost: withheld wherever they were meant for, and no number

@@ -1,0 +1,555 @@
+//! A pair over two scripted lines in virtual time, and over many drawn ones against what a naive
+//! account of them says.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::arbitration::Arbitration;
+use crate::ids::{Seq, ShardId, Sid};
+use crate::sequence::Sequences;
+
+const SID: Sid = Sid::new(1);
+const SETTINGS: ArbiterSettings = ArbiterSettings {
+    policy: ArbitrationPolicy {
+        ticker: Arbitration::FirstWins,
+        trade: Arbitration::FirstWins,
+        lifecycle: Arbitration::FirstWins,
+    },
+    window: Duration::from_millis(500),
+    messages: 1_000,
+};
+
+/// What the exchange puts on one line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Frame {
+    /// With its number and what it says.
+    Data(u64, u64),
+    /// A reply: a number and nothing to deliver.
+    Reply(u64),
+}
+
+/// One line: the exchange's count, what is on its way, and the engine's sequences.
+struct Wire {
+    up: bool,
+    seq: u64,
+    /// The last message read.
+    read: u64,
+    on_way: VecDeque<Frame>,
+    sequences: Sequences,
+}
+
+struct Pair {
+    role: Role,
+    arbiter: Arbiter,
+    wires: [Wire; 2],
+    counters: ArbitrationCounters,
+    now: Instant,
+    held: bool,
+    delivered: Vec<u64>,
+    told: u64,
+    marks: Vec<(Continuity, u64)>,
+}
+
+impl Pair {
+    fn new(role: Role) -> Self {
+        Self::with(role, SETTINGS)
+    }
+
+    fn with(role: Role, settings: ArbiterSettings) -> Self {
+        let wire = || Wire {
+            up: false,
+            seq: 0,
+            read: 0,
+            on_way: VecDeque::new(),
+            sequences: Sequences::new(0),
+        };
+        let mut pair = Self {
+            role,
+            arbiter: Arbiter::new(role, settings),
+            wires: [wire(), wire()],
+            counters: ArbitrationCounters::default(),
+            now: crate::clock::now(),
+            held: false,
+            delivered: Vec::new(),
+            told: 0,
+            marks: Vec::new(),
+        };
+        Line::BOTH.into_iter().for_each(|line| pair.up(line));
+        pair
+    }
+
+    fn up(&mut self, line: Line) {
+        self.arbiter.up(line, &self.counters);
+        let wire = &mut self.wires[line.index()];
+        (wire.up, wire.seq, wire.read) = (true, 0, 0);
+        wire.sequences = Sequences::new(0);
+    }
+
+    fn down(&mut self, line: Line) {
+        let wire = &mut self.wires[line.index()];
+        wire.up = false;
+        wire.on_way.clear();
+        self.arbiter.down(line, wire.sequences.untold(), self.now, &self.counters);
+    }
+
+    /// The exchange sends a message on both lines, but for those it loses.
+    fn send(&mut self, says: u64, lost: [bool; 2]) {
+        for (wire, lost) in self.wires.iter_mut().zip(lost).filter(|(wire, _)| wire.up) {
+            wire.seq += 1;
+            if !lost {
+                wire.on_way.push_back(Frame::Data(wire.seq, says));
+            }
+        }
+    }
+
+    fn reply(&mut self, line: Line, lost: bool) {
+        let wire = &mut self.wires[line.index()];
+        wire.seq += 1;
+        if !lost {
+            wire.on_way.push_back(Frame::Reply(wire.seq));
+        }
+    }
+
+    /// The engine reads so many frames of a line; the last `drops` that go on find no room.
+    fn read(&mut self, line: Line, most: usize, drops: usize) {
+        let wire = &mut self.wires[line.index()];
+        let mut batch = Buffer::empty(ShardId::new(0), 0);
+        batch.received_at.mono = self.now;
+        let count = most.min(wire.on_way.len());
+        for frame in wire.on_way.drain(..count) {
+            match frame {
+                Frame::Reply(seq) => drop(wire.sequences.observe(SID, Seq::new(seq))),
+                Frame::Data(seq, says) => {
+                    wire.read = says;
+                    let text = text(self.role, says);
+                    let start = batch.bytes.len();
+                    batch.bytes.extend_from_slice(text.as_bytes());
+                    let (mut mark, mut number) = ((Continuity::Next, 0), None);
+                    if self.role != Role::Ticker {
+                        let observed = wire.sequences.observe(SID, Seq::new(seq));
+                        let taken = wire.sequences.take(SID, observed);
+                        (mark, number) = ((taken.continuity, taken.gap_size), Some(Seq::new(seq)));
+                    }
+                    batch.entries.push(Entry {
+                        start,
+                        end: batch.bytes.len(),
+                        sid: Some(SID),
+                        seq: number,
+                        gap_size: mark.1,
+                        continuity: mark.0,
+                        suspect: false,
+                    });
+                }
+            }
+        }
+        if batch.entries.is_empty() {
+            return;
+        }
+        let look = Look { judged: (!self.held).then_some(self.now) };
+        self.arbiter.judge(line, &mut batch, look, &self.counters);
+        let kept = batch.entries.len().saturating_sub(drops);
+        self.arbiter.give_back(&batch.entries.split_off(kept));
+        for entry in &batch.entries {
+            let text = std::str::from_utf8(&batch.bytes[entry.start..entry.end]).unwrap();
+            let says = text.rsplit(['-', '"']).find_map(|part| part.parse().ok()).unwrap();
+            self.delivered.push(says);
+            self.told += entry.gap_size;
+            self.marks.push((entry.continuity, entry.gap_size));
+        }
+    }
+
+    fn later(&mut self, ms: u64) {
+        self.now += Duration::from_millis(ms);
+    }
+
+    fn read_all(&mut self) {
+        Line::BOTH.into_iter().for_each(|line| self.read(line, usize::MAX, 0));
+    }
+
+    /// What is left in the end.
+    fn finish(&mut self) -> u64 {
+        self.arbiter.finish(&self.counters)
+    }
+
+    fn line(&self, line: Line) -> (u64, u64) {
+        let counters = self.counters.line(self.role, line).unwrap();
+        (counters.first.total(), counters.second.total())
+    }
+}
+
+fn text(role: Role, says: u64) -> String {
+    match role {
+        Role::Trade => format!(r#"{{"type":"trade","msg":{{"trade_id":"t-{says}"}}}}"#),
+        _ => format!(r#"{{"type":"ticker","sid":1,"msg":{{"Clock":7,"t":"t-{says}"}}}}"#),
+    }
+}
+
+const NONE: [bool; 2] = [false, false];
+const ON_A: [bool; 2] = [true, false];
+const ON_B: [bool; 2] = [false, true];
+const ON_BOTH: [bool; 2] = [true, true];
+
+#[test]
+fn each_message_goes_on_once_and_the_faster_line_wins() {
+    for role in [Role::Ticker, Role::Trade, Role::Lifecycle] {
+        let mut pair = Pair::new(role);
+        for says in 1..=10 {
+            pair.send(says, NONE);
+            pair.read(Line::B, 1, 0);
+            pair.later(5);
+            pair.read(Line::A, 1, 0);
+        }
+        assert_eq!(pair.delivered, (1..=10).collect::<Vec<_>>(), "{role}");
+        assert_eq!((pair.line(Line::A), pair.line(Line::B)), ((0, 10), (10, 0)));
+        assert_eq!(pair.counters.duplicates_dropped.total(), 10);
+        let mut lead = crate::spread::Durations::default();
+        pair.counters.line(role, Line::B).unwrap().lead.add_to(&mut lead);
+        assert_eq!(lead.count(), 10);
+        assert!((5_000_000..6_250_000).contains(&lead.quantile(0.5)), "{lead:?}");
+        assert_eq!(pair.marks[0].0, Continuity::First);
+        assert!(pair.marks[1..].iter().all(|mark| *mark == (Continuity::Next, 0)));
+    }
+}
+
+#[test]
+fn what_one_line_lost_is_filled_and_what_both_lost_is_told() {
+    let mut pair = Pair::new(Role::Trade);
+    pair.send(1, NONE);
+    pair.send(2, ON_A);
+    pair.send(3, ON_BOTH);
+    pair.send(4, NONE);
+    pair.read_all();
+    assert_eq!(pair.delivered, [1, 4, 2]);
+    assert_eq!(pair.told, 0, "B has just passed it");
+    pair.send(5, ON_B);
+    pair.read_all();
+    assert_eq!(pair.marks.last(), Some(&(Continuity::Gap, 1)));
+    assert_eq!((pair.finish(), pair.counters.missed_by_both.total()), (0, 1));
+}
+
+#[test]
+fn a_hole_is_told_when_the_window_is_over() {
+    let mut pair = Pair::new(Role::Trade);
+    pair.send(1, NONE);
+    pair.read_all();
+    pair.send(2, ON_A);
+    pair.send(3, NONE);
+    pair.read(Line::A, 9, 0);
+    pair.later(499);
+    pair.send(4, NONE);
+    pair.read(Line::A, 9, 0);
+    assert_eq!(pair.told, 0);
+    pair.later(1);
+    pair.send(5, NONE);
+    pair.held = true;
+    pair.read(Line::A, 9, 0);
+    assert_eq!(pair.told, 0, "while B is held back nothing is said of it");
+    pair.held = false;
+    pair.send(6, NONE);
+    pair.read(Line::A, 9, 0);
+    assert_eq!((pair.told, pair.counters.late.total()), (1, 0));
+    pair.read(Line::B, 9, 0);
+    assert_eq!(pair.delivered, [1, 3, 4, 5, 6, 2], "late is better than never");
+    assert_eq!(pair.counters.late.total(), 1);
+    assert_eq!(pair.finish(), 0);
+}
+
+#[test]
+fn a_line_that_is_down_is_not_waited_for_and_comes_back_without_a_gap() {
+    let mut pair = Pair::new(Role::Trade);
+    pair.send(1, NONE);
+    pair.read_all();
+    pair.down(Line::B);
+    pair.send(2, NONE);
+    pair.send(3, ON_A);
+    pair.send(4, NONE);
+    pair.read_all();
+    assert_eq!(pair.marks.last(), Some(&(Continuity::Gap, 1)), "told on the very next");
+    pair.up(Line::B);
+    pair.send(5, NONE);
+    pair.send(6, ON_A);
+    pair.send(7, NONE);
+    pair.read_all();
+    pair.send(8, NONE);
+    pair.read_all();
+    assert_eq!(pair.delivered, [1, 2, 4, 5, 7, 6, 8]);
+    assert_eq!((pair.told, pair.finish()), (1, 0));
+    let firsts = pair.marks.iter().filter(|(mark, _)| *mark == Continuity::First);
+    assert_eq!(firsts.count(), 1, "the stream was never down");
+}
+
+#[test]
+fn after_both_were_down_the_stream_begins_anew() {
+    let mut pair = Pair::new(Role::Trade);
+    pair.send(1, NONE);
+    pair.read_all();
+    Line::BOTH.into_iter().for_each(|line| pair.down(line));
+    Line::BOTH.into_iter().for_each(|line| pair.up(line));
+    pair.send(2, NONE);
+    pair.read_all();
+    assert_eq!(pair.marks, [(Continuity::First, 0), (Continuity::First, 0)]);
+}
+
+#[test]
+fn replies_that_take_numbers_are_no_loss_seen_or_not() {
+    let mut pair = Pair::new(Role::Trade);
+    pair.send(1, NONE);
+    pair.reply(Line::A, false);
+    pair.reply(Line::B, true);
+    pair.send(2, NONE);
+    pair.reply(Line::A, true);
+    pair.send(3, NONE);
+    pair.read_all();
+    pair.send(4, NONE);
+    pair.read_all();
+    assert_eq!(pair.delivered, [1, 2, 3, 4]);
+    assert_eq!((pair.told, pair.finish()), (0, 0));
+}
+
+#[test]
+fn what_finds_no_room_is_the_pairs_debt() {
+    for role in [Role::Ticker, Role::Trade] {
+        let mut pair = Pair::new(role);
+        (1..=3).for_each(|says| pair.send(says, NONE));
+        pair.read(Line::A, 9, 2);
+        assert_eq!(pair.delivered, [1]);
+        pair.read(Line::B, 9, 0);
+        assert_eq!(pair.delivered, [1], "its copies are not news");
+        pair.send(4, NONE);
+        pair.read(Line::B, 9, 0);
+        assert_eq!(pair.marks.last(), Some(&(Continuity::Gap, 2)));
+    }
+}
+
+#[test]
+fn repeated_numbers_are_dropped_and_a_late_one_fills_its_hole() {
+    let mut pair = Pair::new(Role::Trade);
+    (1..=4).for_each(|says| pair.send(says, [says == 2, says > 1]));
+    pair.wires[0].on_way.extend([Frame::Data(4, 4), Frame::Data(1, 1), Frame::Data(2, 2)]);
+    pair.read_all();
+    assert_eq!(pair.delivered, [1, 3, 4, 2]);
+    assert_eq!(pair.marks.last(), Some(&(Continuity::Backward, 0)));
+    pair.send(5, NONE);
+    pair.read_all();
+    assert_eq!((pair.told, pair.finish()), (0, 0));
+}
+
+#[test]
+fn what_has_no_identity_goes_on_as_it_is() {
+    let mut pair = Pair::new(Role::Trade);
+    let mut batch = Buffer::empty(ShardId::new(0), 0);
+    batch.bytes.extend_from_slice(b"{\"type\":\"new\"}");
+    let entry = Entry {
+        start: 0,
+        end: batch.bytes.len(),
+        sid: None,
+        seq: None,
+        gap_size: 0,
+        continuity: Continuity::Next,
+        suspect: false,
+    };
+    batch.entries.extend([entry, entry]);
+    pair.arbiter.judge(Line::A, &mut batch, Look { judged: None }, &pair.counters);
+    assert_eq!(batch.entries.len(), 2);
+}
+
+#[test]
+fn memory_is_bounded_and_what_is_forgotten_too_early_is_counted() {
+    let mut pair = Pair::with(Role::Trade, ArbiterSettings { messages: 16, ..SETTINGS });
+    (1..=100).for_each(|says| pair.send(says, NONE));
+    for _ in 0..100 {
+        pair.read(Line::A, 1, 0);
+    }
+    assert!(pair.arbiter.window.len() <= 17);
+    assert_eq!(pair.counters.cut_short.total(), 83);
+    pair.read(Line::B, usize::MAX, 0);
+    assert_eq!(pair.delivered.len(), 100 + 84, "all but those remembered come twice");
+}
+
+#[test]
+fn time_forgets_only_what_both_lines_could_have_brought() {
+    let mut pair = Pair::new(Role::Trade);
+    pair.send(1, NONE);
+    pair.read_all();
+    pair.send(2, NONE);
+    pair.read(Line::A, 9, 0);
+    // The process stands still; then A is read before B.
+    pair.later(60_000);
+    pair.send(3, NONE);
+    pair.read_all();
+    assert_eq!(pair.delivered, [1, 2, 3]);
+    pair.later(11_000);
+    (4..=5).for_each(|says| {
+        pair.send(says, NONE);
+        pair.read_all();
+    });
+    assert!(pair.arbiter.window.len() <= 2, "the old ones are gone");
+    assert_eq!(pair.counters.cut_short.total(), 0);
+}
+
+/// What happens next.
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Send([bool; 2]),
+    Reply(Line, bool),
+    Read(Line, usize, usize),
+    Later(u64),
+    /// A line goes and comes back, some steps later.
+    Down(Line),
+    Up(Line),
+}
+
+fn steps(loss: u32, replies: bool) -> impl Strategy<Value = Vec<Step>> {
+    let line = prop::sample::select(Line::BOTH.to_vec());
+    let lost = prop::bool::weighted(f64::from(loss) / 100.0);
+    let lost_reply = prop::bool::weighted(if replies { 0.2 } else { 0.0 });
+    let goes = move |line| if replies { Step::Later(0) } else { Step::Down(line) };
+    prop::collection::vec(
+        prop_oneof![
+            12 => [lost, lost].prop_map(Step::Send),
+            1 => (line.clone(), lost_reply).prop_map(|(line, lost)| Step::Reply(line, lost)),
+            8 => (line.clone(), 1usize..6).prop_map(|(l, most)| Step::Read(l, most, 0)),
+            1 => (line.clone(), 1usize..6, 1usize..3).prop_map(|(l, m, d)| Step::Read(l, m, d)),
+            2 => (0u64..5).prop_map(Step::Later),
+            1 => line.clone().prop_map(goes),
+            2 => line.prop_map(Step::Up),
+        ],
+        1..400,
+    )
+}
+
+/// The naive account: for each message the lines it was sent on, and on which it was lost.
+#[derive(Default)]
+struct Account {
+    sent: u64,
+    lost: [BTreeSet<u64>; 2],
+    lost_on_all: BTreeSet<u64>,
+    /// Since which message each line is up.
+    since: [u64; 2],
+    dropped: u64,
+    /// Replies lost, which may be taken for messages.
+    replies: u64,
+}
+
+impl Account {
+    /// What must be told.
+    fn lost(&self) -> u64 {
+        self.dropped + crate::ids::widen(self.lost_on_all.len())
+    }
+
+    /// What may be told: a lost reply shifts the numbers of what was lost after it, until a message
+    /// both lines bring.
+    fn most_told(&self) -> u64 {
+        if self.replies > 0 { u64::MAX } else { self.lost() }
+    }
+
+    fn take(&mut self, pair: &mut Pair, step: Step) {
+        match step {
+            Step::Send(lost) => {
+                self.sent += 1;
+                let up = [pair.wires[0].up, pair.wires[1].up];
+                let all = up.iter().zip(lost).all(|(&up, lost)| !up || lost);
+                if all {
+                    self.lost_on_all.insert(self.sent);
+                }
+                for (list, lost) in self.lost.iter_mut().zip(lost) {
+                    list.extend(lost.then_some(self.sent));
+                }
+                pair.send(self.sent, lost);
+            }
+            Step::Reply(line, lost) if pair.wires[line.index()].up => {
+                self.replies += u64::from(lost);
+                pair.reply(line, lost);
+            }
+            Step::Reply(..) => {}
+            Step::Read(line, most, drops) => {
+                let before = pair.delivered.len();
+                let (first, _) = pair.line(line);
+                pair.read(line, most, drops);
+                let went_on = pair.line(line).0 - first;
+                self.dropped += went_on - crate::ids::widen(pair.delivered.len() - before);
+            }
+            Step::Later(ms) => pair.later(ms),
+            Step::Down(line) => {
+                // What is on its way on this line the other has, too.
+                let (own, other) = (&pair.wires[line.index()], &pair.wires[line.other().index()]);
+                let says = |frame: &Frame| match frame {
+                    Frame::Data(_, says) => Some(*says),
+                    Frame::Reply(_) => None,
+                };
+                let on_way: Vec<u64> = own.on_way.iter().filter_map(says).collect();
+                // Or was lost where nothing after it was read.
+                let oldest = own.read.max(self.since[line.index()] - 1) + 1;
+                // A line that goes before it brought anything the other had was nowhere: what it
+                // alone brought may be told as lost, too.
+                let placed =
+                    Line::BOTH.into_iter().all(|line| pair.arbiter.coverage.is_placed(line));
+                if own.up && other.up && placed && self.since[line.other().index()] <= oldest {
+                    let lost =
+                        on_way.iter().filter(|says| self.lost[line.other().index()].contains(says));
+                    self.lost_on_all.extend(lost);
+                    self.lost[line.index()].extend(&on_way);
+                    pair.down(line);
+                }
+            }
+            Step::Up(line) if !pair.wires[line.index()].up => {
+                pair.up(line);
+                self.since[line.index()] = self.sent + 1;
+            }
+            Step::Up(_) => {}
+        }
+    }
+}
+
+fn check(steps: &[Step]) -> Result<(), TestCaseError> {
+    let mut pair = Pair::new(Role::Trade);
+    let mut account = Account { since: [1, 1], ..Account::default() };
+    account.take(&mut pair, Step::Send(NONE));
+    pair.read_all();
+    for &step in steps {
+        account.take(&mut pair, step);
+        prop_assert!(pair.told <= account.most_told());
+    }
+    for line in Line::BOTH {
+        account.take(&mut pair, Step::Up(line));
+    }
+    for _ in 0..2 {
+        account.take(&mut pair, Step::Send(NONE));
+        pair.read_all();
+    }
+    let mut times = BTreeMap::new();
+    pair.delivered.iter().for_each(|says| *times.entry(*says).or_insert(0) += 1);
+    prop_assert!(times.values().all(|&times| times == 1), "twice: {times:?}");
+    let reached = account.sent - crate::ids::widen(account.lost_on_all.len());
+    prop_assert_eq!(crate::ids::widen(times.len()) + account.dropped, reached);
+    let told = pair.told + pair.finish();
+    let (lost, most) = (account.lost(), account.most_told());
+    prop_assert!((lost..=most).contains(&told), "{told} of {lost}");
+    prop_assert_eq!(pair.counters.late.total(), 0);
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(crate::property::cases(3_000))]
+
+    /// Two lossy lines that lag, drop, reply and reconnect: each message one of them brought goes
+    /// on exactly once, and what is told is exactly what neither brought and what found no room.
+    #[test]
+    fn lossy_lines_make_one_whole_stream(steps in steps(10, false)) {
+        check(&steps)?;
+    }
+
+    #[test]
+    fn very_lossy_lines_make_one_honest_stream(steps in steps(45, false)) {
+        check(&steps)?;
+    }
+
+    /// Replies that are lost take numbers, too: what is told is never less than what was lost.
+    /// (Where a line also ends before the other shows what they were, that cannot be known.)
+    #[test]
+    fn lost_replies_hide_no_loss(steps in steps(20, true)) {
+        check(&steps)?;
+    }
+}

@@ -1,0 +1,364 @@
+//! What neither line of a pair brought. Both lines bring the same messages in the same order, so a
+//! message both had shows how the numbers of one line lie to those of the other: every message gets
+//! one number of the pair. A hole is lost where the other line has one too, or was not there; it
+//! waits until both lines brought a message behind it, or for the arbitration window.
+//!
+//! Slots that were no messages (a lost acknowledgement) show as lines that count differently to the
+//! same message. Where one lies in a hole beside what the other line lost, it may be told as lost,
+//! too; nothing that is lost goes untold. Pure: no contents, no clock.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use super::window::Spot;
+use crate::lines::Line;
+use crate::timer::after;
+
+/// Numbers of a pair begin here, so that a line's may begin before them.
+const ORIGIN: u64 = 1 << 62;
+/// Holes of one line that wait; beyond that the oldest waits no longer.
+const HOLES_MAX: usize = 1_024;
+
+/// Numbers `first..=last`, missing on one line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Hole {
+    first: u64,
+    last: u64,
+    /// When it waits no longer for the other line.
+    due: Instant,
+}
+
+impl Hole {
+    fn size(&self) -> u64 {
+        self.last.saturating_sub(self.first).saturating_add(1)
+    }
+
+    /// Where it overlaps with another range.
+    fn overlap(&self, first: u64, last: u64) -> Option<(u64, u64)> {
+        let (first, last) = (self.first.max(first), self.last.min(last));
+        (first <= last).then_some((first, last))
+    }
+}
+
+/// How far one line has come.
+#[derive(Debug, Default)]
+struct Track {
+    live: bool,
+    /// Grows with each interruption.
+    stint: u32,
+    /// Messages passed in this stint, those missing included.
+    slot: u64,
+    /// The pair's number of slot 0, once known.
+    base: Option<u64>,
+    /// The last number of the pair that this line has passed, in whatever stint.
+    reach: u64,
+    /// By the pair's numbers; not yet told and not yet filled.
+    holes: VecDeque<Hole>,
+    /// The same by slots, until `base` is known.
+    unplaced: VecDeque<Hole>,
+}
+
+#[derive(Debug)]
+pub(super) struct Coverage {
+    tracks: [Track; 2],
+    /// The number of the last message both lines brought: up to there they count alike.
+    common: u64,
+    window: Duration,
+}
+
+impl Coverage {
+    /// Holes wait for the other line as long as this.
+    pub(super) fn new(window: Duration) -> Self {
+        Self { tracks: Default::default(), common: 0, window }
+    }
+
+    fn track(&mut self, line: Line) -> (&mut Track, &mut Track) {
+        let [a, b] = &mut self.tracks;
+        match line {
+            Line::A => (a, b),
+            Line::B => (b, a),
+        }
+    }
+
+    /// A line is there, or begins anew; says what turns out to be lost by that.
+    pub(super) fn up(&mut self, line: Line) -> u64 {
+        let (own, other) = self.track(line);
+        let mut lost: u64 = 0;
+        if !other.live {
+            // Nothing is known of what came between.
+            other.base = None;
+        } else if other.base.is_none() {
+            // It never met what this line brought before, and will not any more.
+            while let Some(hole) = own.holes.pop_front() {
+                lost = other.lacks(hole).saturating_add(lost);
+            }
+            other.begin(own);
+            while let Some(hole) = other.holes.pop_front() {
+                lost = own.lacks(hole).saturating_add(lost);
+            }
+            other.advance();
+        }
+        own.live = true;
+        own.stint = own.stint.wrapping_add(1);
+        (own.slot, own.base) = (0, None);
+        lost
+    }
+
+    /// A line is gone; says how many holes of its own that could not be placed are lost with it.
+    pub(super) fn down(&mut self, line: Line) -> u64 {
+        let (own, _) = self.track(line);
+        // What it brought still tells where the other line is.
+        own.live = false;
+        own.unplaced.drain(..).fold(0, |sum, hole| hole.size().saturating_add(sum))
+    }
+
+    /// Whether any line is there.
+    pub(super) fn is_live(&self) -> bool {
+        self.tracks.iter().any(|track| track.live)
+    }
+
+    /// Whether a line has brought anything since it is there.
+    pub(super) fn has_begun(&self, line: Line) -> bool {
+        self.tracks.get(line.index()).is_some_and(|track| track.slot > 0)
+    }
+
+    /// Whether it is known how a line's numbers lie to the pair's.
+    #[cfg(test)]
+    pub(super) fn is_placed(&self, line: Line) -> bool {
+        self.tracks[line.index()].base.is_some()
+    }
+
+    /// A line passes so many missing slots, and then a message, if it has a slot of its own. Says
+    /// where it is now, and how many holes there were too many of.
+    pub(super) fn pass(
+        &mut self,
+        line: Line,
+        missing: u64,
+        message: bool,
+        now: Instant,
+    ) -> (Spot, u64) {
+        let due = after(now, self.window);
+        let (own, other) = self.track(line);
+        let before = own.slot;
+        own.slot = before.saturating_add(missing).saturating_add(u64::from(message));
+        if own.base.is_none() && other.base.is_none() {
+            own.begin(other);
+        }
+        let mut lost = 0;
+        if missing > 0 {
+            let (base, last) = (own.base.unwrap_or(0), before.saturating_add(missing));
+            let (first, last) =
+                (base.wrapping_add(before).wrapping_add(1), base.wrapping_add(last));
+            let holes = if own.base.is_some() { &mut own.holes } else { &mut own.unplaced };
+            holes.push_back(Hole { first, last, due });
+            lost = self.bound(line);
+        }
+        let (own, _) = self.track(line);
+        own.advance();
+        let slot = if message { own.slot } else { 0 };
+        let number = own.base.map_or(0, |base| base.wrapping_add(slot));
+        (Spot { stint: own.stint, slot, number, at: now }, lost)
+    }
+
+    /// The oldest of too many holes waits no longer.
+    fn bound(&mut self, line: Line) -> u64 {
+        let (own, other) = self.track(line);
+        if own.holes.len() > HOLES_MAX
+            && let Some(hole) = own.holes.pop_front()
+        {
+            return other.lacks(hole);
+        }
+        if own.unplaced.len() > HOLES_MAX
+            && let Some(hole) = own.unplaced.pop_front()
+        {
+            return hole.size();
+        }
+        0
+    }
+
+    /// Whether what a line brought there lies before a message that both brought since.
+    pub(super) fn is_passed(&self, line: Line, spot: Spot) -> bool {
+        let track = self.tracks.get(line.index()).filter(|track| track.stint == spot.stint);
+        let placed = track.and_then(|track| track.base).map(|base| base.wrapping_add(spot.slot));
+        spot.slot > 0 && (1..=self.common).contains(&placed.unwrap_or(spot.number))
+    }
+
+    /// A line brought what the other had brought at `first`: now it is known how their numbers lie
+    /// to each other. Says how many messages neither was there for.
+    pub(super) fn align(&mut self, line: Line, first: Spot) -> u64 {
+        let (own, other) = self.track(line);
+        if first.stint != other.stint || first.slot == 0 {
+            return 0;
+        }
+        let (number, lost) = match (own.base, other.base) {
+            (None, Some(base)) => {
+                let number = base.wrapping_add(first.slot);
+                (number, own.place(number.wrapping_sub(own.slot), other))
+            }
+            (Some(base), None) if other.live => {
+                let number = base.wrapping_add(own.slot);
+                (number, other.place(number.wrapping_sub(first.slot), own))
+            }
+            (Some(own_base), Some(base)) => {
+                let number = base.wrapping_add(first.slot);
+                if own_base.wrapping_add(own.slot) != number {
+                    own.correct(number);
+                }
+                (number, 0)
+            }
+            (_, None) => return 0,
+        };
+        self.common = self.common.max(number);
+        lost
+    }
+
+    /// A line brought with an old number what it had missed: its newest hole is one smaller. False
+    /// when there is none that waits.
+    pub(super) fn fill(&mut self, line: Line) -> bool {
+        let (own, _) = self.track(line);
+        let holes = if own.base.is_some() { &mut own.holes } else { &mut own.unplaced };
+        let Some(hole) = holes.back_mut() else { return false };
+        if hole.first == hole.last {
+            holes.pop_back();
+        } else {
+            hole.last -= 1;
+        }
+        true
+    }
+
+    /// Whether what this line brings now was told to be lost: the other has passed it, and no hole
+    /// of it waits. (Slots that were no messages may have shifted the numbers since they last met.)
+    pub(super) fn is_late(&mut self, line: Line) -> bool {
+        let (own, other) = self.track(line);
+        let Some(number) = own.base.map(|base| base.wrapping_add(own.slot)) else { return false };
+        other.base.is_some() && number <= other.reach && other.holes.is_empty()
+    }
+
+    /// What turns out to be lost: holes that both lines have passed, or will not. Those that
+    /// only wait do so until `judged`; for ever if that is none.
+    #[inline]
+    pub(super) fn settle(&mut self, judged: Option<Instant>) -> u64 {
+        let mut lost = 0;
+        if self.tracks.iter().all(|track| track.holes.is_empty() && track.unplaced.is_empty()) {
+            return lost;
+        }
+        let common = self.common;
+        for line in Line::BOTH {
+            let (own, other) = self.track(line);
+            let over = |hole: &Hole| judged.is_some_and(|judged| hole.due <= judged);
+            while let Some(hole) =
+                own.holes.pop_front_if(|hole| hole.last <= common || !other.live || over(hole))
+            {
+                lost = other.lacks(hole).saturating_add(lost);
+            }
+            while let Some(hole) = own.unplaced.pop_front_if(|hole| over(hole)) {
+                lost = hole.size().saturating_add(lost);
+            }
+        }
+        lost
+    }
+
+    /// All is over: nothing more is waited for.
+    pub(super) fn finish(&mut self) -> u64 {
+        let mut lost: u64 = 0;
+        for line in Line::BOTH {
+            let (own, other) = self.track(line);
+            while let Some(hole) = own.holes.pop_front() {
+                lost = other.lacks(hole).saturating_add(lost);
+            }
+            lost = own.unplaced.drain(..).fold(lost, |sum, hole| hole.size().saturating_add(sum));
+        }
+        lost
+    }
+
+    /// Nobody could read for a while: holes wait their whole time from now.
+    pub(super) fn excuse(&mut self, now: Instant) {
+        let due = after(now, self.window);
+        for track in &mut self.tracks {
+            for hole in track.holes.iter_mut().chain(&mut track.unplaced) {
+                hole.due = due;
+            }
+        }
+    }
+}
+
+impl Track {
+    fn advance(&mut self) {
+        if let Some(base) = self.base {
+            self.reach = self.reach.max(base.wrapping_add(self.slot));
+        }
+    }
+
+    /// The pair's numbers of this line are known from now on: its holes get theirs, and what came
+    /// between its last number and its first now is one more. Says what of that the other line
+    /// misses too.
+    fn place(&mut self, base: u64, other: &mut Self) -> u64 {
+        self.base = Some(base);
+        self.place_holes();
+        let lost = other.cut(self.reach.saturating_add(1), base);
+        self.advance();
+        lost
+    }
+
+    /// Nobody to compare with: numbers go on from the last there was.
+    fn begin(&mut self, other: &Self) {
+        self.base = Some(self.reach.max(other.reach).max(ORIGIN));
+        self.place_holes();
+    }
+
+    fn place_holes(&mut self) {
+        let base = self.base.unwrap_or(0);
+        self.holes.extend(self.unplaced.drain(..).map(|hole| Hole {
+            first: base.wrapping_add(hole.first),
+            last: base.wrapping_add(hole.last),
+            due: hole.due,
+        }));
+    }
+
+    /// The number of a message both lines brought: whoever counted more counted slots that were no
+    /// messages, and from here on both count alike. Its holes before keep their numbers, but for
+    /// those from here on; so what both lack always overlaps in full.
+    fn correct(&mut self, number: u64) {
+        self.base = Some(number.wrapping_sub(self.slot));
+        self.reach = number;
+        while let Some(hole) = self.holes.back_mut().filter(|hole| hole.last >= number) {
+            if hole.first < number {
+                hole.last = number - 1;
+            } else {
+                self.holes.pop_back();
+            }
+        }
+    }
+
+    /// What of a hole of the other line this one did not bring either.
+    fn lacks(&mut self, hole: Hole) -> u64 {
+        let beyond = hole.last.saturating_sub(self.reach.max(hole.first.saturating_sub(1)));
+        self.cut(hole.first, hole.last).saturating_add(beyond)
+    }
+
+    /// Takes a range out of this line's holes, and says how much of it lay there.
+    fn cut(&mut self, first: u64, last: u64) -> u64 {
+        let mut overlap: u64 = 0;
+        let mut index = 0;
+        while let Some(&hole) = self.holes.get(index) {
+            let Some((from, to)) = hole.overlap(first, last) else {
+                index += 1;
+                continue;
+            };
+            overlap = (to - from).saturating_add(1).saturating_add(overlap);
+            self.holes.remove(index);
+            if hole.first < from {
+                self.holes.insert(index, Hole { last: from - 1, ..hole });
+                index += 1;
+            }
+            if to < hole.last {
+                self.holes.insert(index, Hole { first: to + 1, ..hole });
+                index += 1;
+            }
+        }
+        overlap
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,222 @@
+//! Holes of two lines, line by line and slot by slot.
+
+use super::*;
+
+const WINDOW: Duration = Duration::from_millis(500);
+
+struct Pair {
+    coverage: Coverage,
+    start: Instant,
+}
+
+impl Pair {
+    fn new() -> Self {
+        let mut coverage = Coverage::new(WINDOW);
+        Line::BOTH.into_iter().for_each(|line| assert_eq!(coverage.up(line), 0));
+        Self { coverage, start: crate::clock::now() }
+    }
+
+    fn at(&self, ms: u64) -> Instant {
+        self.start + Duration::from_millis(ms)
+    }
+
+    /// A message after so many missing slots.
+    fn first(&mut self, line: Line, missing: u64) -> Spot {
+        let at = self.start;
+        let (spot, lost) = self.coverage.pass(line, missing, true, at);
+        assert_eq!(lost, 0);
+        spot
+    }
+
+    /// The second copy of one the other line brought there; says what turns out to be lost.
+    fn second(&mut self, line: Line, missing: u64, first: Spot) -> u64 {
+        self.first(line, missing);
+        self.coverage.align(line, first) + self.coverage.settle(None)
+    }
+
+    /// Both lines bring one message.
+    fn meet(&mut self) {
+        let spot = self.first(Line::A, 0);
+        assert_eq!(self.second(Line::B, 0, spot), 0);
+    }
+}
+
+#[test]
+fn what_one_line_lost_the_other_fills() {
+    let mut pair = Pair::new();
+    pair.meet();
+    let after = pair.first(Line::A, 2);
+    assert_eq!(pair.coverage.settle(None), 0, "B may still bring them");
+    pair.first(Line::B, 0);
+    pair.first(Line::B, 0);
+    assert_eq!(pair.second(Line::B, 0, after), 0);
+}
+
+#[test]
+fn what_both_lost_is_told_once_in_full_or_in_part() {
+    let mut pair = Pair::new();
+    pair.meet();
+    // Numbers 2 to 5 are missing on A, 4 to 6 on B.
+    let six = pair.first(Line::A, 4);
+    let _ = (pair.first(Line::B, 0), pair.first(Line::B, 0));
+    let seven = pair.first(Line::A, 0);
+    assert_eq!(pair.coverage.settle(None), 0);
+    assert_eq!(pair.second(Line::B, 3, seven), 2);
+    assert_ne!(six, seven);
+    pair.meet();
+    assert_eq!(pair.coverage.finish(), 0);
+}
+
+#[test]
+fn a_hole_waits_for_the_window_and_no_longer() {
+    let mut pair = Pair::new();
+    pair.meet();
+    pair.first(Line::A, 3);
+    assert_eq!(pair.coverage.settle(Some(pair.at(499))), 0);
+    assert_eq!(pair.coverage.settle(Some(pair.at(500))), 3);
+    assert_eq!(pair.coverage.settle(Some(pair.at(9_000))), 0);
+    // B brings them after all: late, and nothing to tell any more.
+    pair.first(Line::B, 0);
+    assert!(pair.coverage.is_late(Line::B));
+    pair.first(Line::B, 1);
+    assert_eq!(pair.coverage.settle(None), 0, "a hole of B in what was told");
+}
+
+#[test]
+fn nobody_is_held_to_the_window_who_could_not_read() {
+    let mut pair = Pair::new();
+    pair.meet();
+    pair.first(Line::A, 3);
+    let now = pair.at(60_000);
+    pair.coverage.excuse(now);
+    assert_eq!(pair.coverage.settle(Some(now)), 0);
+    assert_eq!(pair.coverage.settle(Some(pair.at(60_500))), 3);
+}
+
+#[test]
+fn a_line_alone_tells_at_once() {
+    let mut pair = Pair::new();
+    pair.meet();
+    // B is ahead by two, of which A lacks the first, and goes.
+    let _ = (pair.first(Line::B, 0), pair.first(Line::B, 0));
+    assert_eq!(pair.coverage.down(Line::B), 0);
+    // A lacks both and one more that B never brought.
+    pair.first(Line::A, 3);
+    assert_eq!(pair.coverage.settle(None), 1);
+    pair.first(Line::A, 7);
+    assert_eq!(pair.coverage.settle(None), 7);
+}
+
+#[test]
+fn a_reconnect_makes_no_gap_and_fills_what_it_brings() {
+    let mut pair = Pair::new();
+    pair.meet();
+    pair.coverage.down(Line::B);
+    for _ in 0..50 {
+        pair.first(Line::A, 0);
+    }
+    assert_eq!(pair.coverage.up(Line::B), 0);
+    let first = pair.first(Line::A, 0);
+    assert_eq!(pair.second(Line::B, 0, first), 0);
+    // Placed anew: holes are told apart again.
+    let after = pair.first(Line::A, 2);
+    pair.first(Line::B, 1);
+    assert_eq!(pair.second(Line::B, 0, after), 1);
+}
+
+#[test]
+fn what_was_lost_on_the_one_while_the_other_was_away_is_lost() {
+    let mut pair = Pair::new();
+    pair.meet();
+    pair.coverage.down(Line::B);
+    assert_eq!(pair.coverage.up(Line::B), 0);
+    // Back, but where is not known yet: 2 and 3 are missing on A, and B begins with 3.
+    let four = pair.first(Line::A, 2);
+    assert_eq!(pair.coverage.settle(None), 0);
+    pair.first(Line::B, 0);
+    assert_eq!(pair.second(Line::B, 0, four), 1);
+}
+
+#[test]
+fn a_line_that_comes_back_ahead_is_placed_by_the_one_behind() {
+    let mut pair = Pair::new();
+    pair.meet();
+    pair.coverage.down(Line::B);
+    assert_eq!(pair.coverage.up(Line::B), 0);
+    let (three, _) = (pair.first(Line::B, 0), pair.first(Line::B, 0));
+    // A brings 2, and then what B brought first.
+    pair.first(Line::A, 0);
+    assert_eq!(pair.second(Line::A, 0, three), 0);
+    pair.first(Line::A, 1);
+    assert_eq!(pair.coverage.settle(None), 0, "four was brought by B");
+    let seven = pair.first(Line::B, 2);
+    assert_eq!(pair.second(Line::A, 1, seven), 1, "of five and six five was brought by A");
+}
+
+#[test]
+fn a_slot_that_was_no_message_is_no_loss() {
+    let mut pair = Pair::new();
+    pair.meet();
+    // A lost an acknowledgement, and B nothing at all.
+    let after = pair.first(Line::A, 1);
+    assert_eq!(pair.second(Line::B, 0, after), 0);
+    // And the other way round: B behind, and B ahead.
+    let after = pair.first(Line::A, 0);
+    assert_eq!(pair.second(Line::B, 1, after), 0);
+    let after = pair.first(Line::B, 1);
+    assert_eq!(pair.second(Line::A, 0, after), 0);
+    pair.meet();
+    assert_eq!(pair.coverage.finish(), 0);
+    // With a message lost on both beside it.
+    let after = pair.first(Line::A, 2);
+    assert_eq!(pair.second(Line::B, 1, after), 1);
+    pair.meet();
+    assert_eq!(pair.coverage.finish(), 0);
+}
+
+#[test]
+fn lines_that_change_places_make_no_gap() {
+    let mut pair = Pair::new();
+    for _ in 0..100 {
+        // A: x y z, B: y x z.
+        let (x, y, z) = (pair.first(Line::A, 0), pair.first(Line::A, 0), pair.first(Line::A, 0));
+        assert_eq!([y, x, z].map(|spot| pair.second(Line::B, 0, spot)), [0; 3]);
+    }
+    assert_eq!(pair.coverage.finish(), 0);
+}
+
+#[test]
+fn what_came_late_by_its_own_line_makes_the_hole_smaller() {
+    let mut pair = Pair::new();
+    pair.meet();
+    pair.first(Line::A, 2);
+    assert!(pair.coverage.fill(Line::A));
+    assert_eq!(pair.coverage.settle(Some(pair.at(500))), 1);
+    assert!(!pair.coverage.fill(Line::A), "nothing waits any more");
+}
+
+#[test]
+fn holes_without_end_are_bounded_and_told() {
+    let mut pair = Pair::new();
+    pair.meet();
+    let mut lost = 0;
+    for _ in 0..10_000 {
+        lost += pair.coverage.pass(Line::A, 1, true, pair.start).1;
+    }
+    assert_eq!(pair.coverage.tracks[0].holes.len(), HOLES_MAX);
+    assert_eq!(lost + pair.coverage.finish(), 10_000);
+}
+
+#[test]
+fn numbers_no_exchange_would_send_do_no_harm() {
+    let mut pair = Pair::new();
+    for (a, b) in [(u64::MAX, 0), (0, u64::MAX), (u64::MAX, u64::MAX), (5, 0), (1 << 62, 1 << 62)] {
+        let spot = pair.coverage.pass(Line::A, a, true, pair.start).0;
+        pair.coverage.pass(Line::B, b, true, pair.start);
+        pair.coverage.align(Line::B, spot);
+        pair.coverage.settle(Some(pair.at(1_000)));
+        pair.coverage.down(Line::A);
+        pair.coverage.up(Line::A);
+    }
+    pair.coverage.finish();
+}
