@@ -50,3 +50,20 @@ pub(crate) struct Gaps {
     /// When the first of them was seen.
     pub(crate) since: Instant,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_policy_is_one_word() {
+        for (text, policy) in [
+            ("\"flag\"", GapPolicy::Flag),
+            ("\"resnapshot\"", GapPolicy::Resnapshot),
+            ("\"resubscribe\"", GapPolicy::Resubscribe),
+        ] {
+            assert_eq!(serde_json::from_str::<GapPolicy>(text).unwrap(), policy);
+        }
+        assert!(serde_json::from_str::<GapPolicy>("\"repair\"").is_err());
+    }
+}

@@ -469,11 +469,12 @@ impl<T: Transport> Shard<T> {
         let busy = self.reports.len() >= BOOK_REPORTS_MAX;
         let turned = self.turned;
         let Some(link) = self.live(index).filter(|link| link.has_news()) else { return };
-        if busy {
-            let now = turned.unwrap_or(link.deadline());
-            return self.alarm.arm(after(now, HELD_RETRY));
+        let now = turned.unwrap_or(link.deadline());
+        let later = link.news_after().filter(|&later| later > now);
+        if let Some(later) = later.or(busy.then_some(after(now, HELD_RETRY))) {
+            return self.alarm.arm(later);
         }
-        let (conn, epoch, (before, gaps, tickers)) = (link.conn, link.epoch, link.take_news());
+        let (conn, epoch, (before, gaps, tickers)) = (link.conn, link.epoch, link.take_news(now));
         if !before.is_empty() {
             self.report(Report::Books { conn, epoch, tickers: before });
         }

@@ -8,13 +8,16 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasher, RandomState};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 
 use crate::gap::Gaps;
 use crate::ids::{Seq, Sid, Ticker};
+use crate::timer::after;
 
+/// While books are suspect already, the conductor is told of further gaps this far apart.
+const TOLD_APART: Duration = Duration::from_millis(50);
 /// A sid whose books prove nothing any more: it is over.
 const OVER: u64 = u64::MAX;
 
@@ -38,6 +41,8 @@ pub(crate) struct Suspicion {
     gaps: u64,
     /// Gaps the conductor has not been told of, and since when.
     untold: Option<(Instant, BTreeSet<Sid>)>,
+    /// When it was last told of one.
+    told: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -57,7 +62,7 @@ struct Suspect {
 
 impl Suspicion {
     pub(crate) fn new(settings: SuspicionSettings) -> Self {
-        Self { settings, state: State::Sound, gaps: 0, untold: None }
+        Self { settings, state: State::Sound, gaps: 0, untold: None, told: None }
     }
 
     /// Whether nothing is suspect: then no message needs a look.
@@ -136,21 +141,27 @@ impl Suspicion {
         market.is_none_or(|market| !suspect.sound.contains(&market))
     }
 
-    /// Whether the conductor has something to be told.
+    /// Whether there are gaps that the conductor does not know.
     pub(crate) fn has_untold(&self) -> bool {
         self.untold.is_some()
     }
 
-    /// What it has to be told, once.
-    pub(crate) fn take_untold(&mut self) -> Option<Gaps> {
+    /// The time before which it is not told of them, if there is one.
+    pub(crate) fn told_after(&self) -> Option<Instant> {
+        self.told.filter(|_| self.has_untold()).map(|told| after(told, TOLD_APART))
+    }
+
+    /// What it is told, once.
+    pub(crate) fn take_untold(&mut self, now: Instant) -> Option<Gaps> {
         let (since, sids) = self.untold.take()?;
+        self.told = Some(now);
         Some(Gaps { sids: sids.into_iter().collect(), last: self.gaps, since })
     }
 
     /// Every market that this gap and those before it made suspect is sound.
     pub(crate) fn settled(&mut self, last: u64) {
         if last == self.gaps && !self.settings.single {
-            self.state = State::Sound;
+            (self.state, self.told) = (State::Sound, None);
         }
     }
 }
@@ -221,12 +232,17 @@ mod tests {
         assert!(!of(&suspicion, "A") && of(&suspicion, "B"));
         assert!(suspicion.gap(sid(1), Seq::new(12), at));
         assert!(of(&suspicion, "A"), "suspect anew");
-        let told = suspicion.take_untold().unwrap();
+        let told = suspicion.take_untold(at).unwrap();
         assert_eq!((told.last, told.sids, told.since), (2, vec![sid(1)], at));
+        assert!(suspicion.gap(sid(1), Seq::new(13), at));
+        assert_eq!(suspicion.told_after(), Some(at + TOLD_APART), "they are told together");
+        assert_eq!(suspicion.take_untold(at).unwrap().last, 3);
         suspicion.settled(1);
         assert!(!suspicion.is_none(), "there was another gap since");
-        suspicion.settled(2);
+        suspicion.settled(3);
         assert!(suspicion.is_none() && !suspicion.has_untold());
+        assert!(suspicion.gap(sid(1), Seq::new(14), at) && suspicion.has_untold());
+        assert_eq!(suspicion.told_after(), None, "at once, when all was sound");
     }
 
     #[test]

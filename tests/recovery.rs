@@ -11,6 +11,7 @@
 
 mod support;
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -112,24 +113,20 @@ fn lose_and_mend(policy: GapPolicy, probability: f64) -> (Record, kalshi_feed::S
     });
     rig.all_confirmed(MARKETS);
     rig.exchange.inject_data(losing(probability));
-    let mut record = Record::default();
-    rig.consume_for(Duration::from_secs(3), |message| record.take(message));
+    let record = RefCell::new(Record::default());
+    let take = |message: &RawMessage| record.borrow_mut().take(message);
+    rig.consume_for(Duration::from_secs(3), take);
     rig.exchange.clear_data_faults();
-    rig.consume_until("nothing is suspect", |message| record.take(message), at_rest);
     // What the engine says of itself, the messages say as well.
-    let mut clean = false;
-    rig.consume_until(
-        "the last snapshots have passed",
-        |message| record.take(message),
-        |_| std::mem::replace(&mut clean, true),
-    );
+    let mended = |rig: &Rig| at_rest(rig) && record.borrow().left() == 0;
+    rig.consume_until("nothing is suspect", take, mended);
+    let record = record.into_inner();
     let (verdict, report) = rig.settle();
     assert_eq!(verdict.unaccounted, 0, "{:#?}", verdict.findings);
     let (suspect, recovered) = told(&rig.seen);
     assert!(suspect > 0 && record.gaps > 0, "nothing was lost");
     assert_eq!(suspect, recovered, "each market that was suspect is told to be sound");
     assert_eq!(recovered, report.stats.recovery.markets_recovered);
-    assert_eq!(record.left(), 0, "{record:?}");
     assert_eq!(report.stats.reconnects, 0, "no connection had to go for it");
     println!("{policy:?}: {} gaps, {:?}", record.gaps, report.stats.recovery);
     (record, report.stats)
@@ -150,6 +147,31 @@ fn f1_lost_frames_are_followed_by_fresh_snapshots_and_nothing_stays_suspect() {
 fn f1_lost_frames_are_followed_by_a_new_subscription() {
     let (_, stats) = lose_and_mend(GapPolicy::Resubscribe, 0.000_5);
     assert!(stats.recovery.reopened > 0, "{:?}", stats.recovery);
+}
+
+#[test]
+fn f1_in_the_legacy_dialect_single_markets_are_subscribed_anew() {
+    let legacy = ExchangeConfig { dialect: exchange_sim::Dialect::Legacy, ..exchange() };
+    let mut rig = Rig::start(legacy, PoolLayout::new(1, 1, 1, 4), |settings| {
+        let settings = settings.dialect(kalshi_feed::Dialect::Legacy);
+        settings.gap_policy(GapPolicy::Resnapshot).message_buffer(1 << 20)
+    });
+    rig.all_confirmed(MARKETS);
+    rig.exchange.inject_data(losing(0.002));
+    let mut marked = 0;
+    rig.consume_for(Duration::from_secs(2), |message| marked += u64::from(message.suspect));
+    rig.exchange.clear_data_faults();
+    rig.consume_until("nothing is suspect", |_| {}, at_rest);
+    let verbs = rig.exchange.stats().verbs;
+    let (verdict, report) = rig.settle();
+    assert_eq!(verdict.unaccounted, 0, "{:#?}", verdict.findings);
+    let (suspect, recovered) = told(&rig.seen);
+    assert!(marked > 0 && suspect > 0, "nothing was lost");
+    assert_eq!(suspect, recovered);
+    assert_eq!((verbs.get_snapshot, report.stats.recovery.requests), (0, 0));
+    // One at a time, and others were left alone.
+    assert!((suspect / 2..suspect * 3).contains(&verbs.unsubscribe), "{verbs:?}, {suspect}");
+    println!("{suspect} markets, {verbs:?}, {:?}", report.stats.recovery);
 }
 
 #[test]

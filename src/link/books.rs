@@ -75,9 +75,14 @@ impl Link {
         !self.books.is_empty() || self.suspicion.has_untold()
     }
 
+    /// The time before which it is not told, if there is one.
+    pub(crate) fn news_after(&self) -> Option<Instant> {
+        self.suspicion.told_after()
+    }
+
     /// What there is to tell, in this order: books, gaps, and the books that came after them.
-    pub(crate) fn take_news(&mut self) -> (String, Option<Gaps>, String) {
+    pub(crate) fn take_news(&mut self, now: Instant) -> (String, Option<Gaps>, String) {
         let before = std::mem::take(&mut self.books_before);
-        (before, self.suspicion.take_untold(), std::mem::take(&mut self.books))
+        (before, self.suspicion.take_untold(now), std::mem::take(&mut self.books))
     }
 }

@@ -42,6 +42,7 @@ struct Line<'a> {
     seq_gap: bool,
     gap_size: u64,
     continuity: Continuity,
+    suspect: bool,
     data: std::borrow::Cow<'a, str>,
 }
 
@@ -89,6 +90,7 @@ impl Output {
             seq_gap: message.seq_gap,
             gap_size: message.gap_size,
             continuity: message.continuity,
+            suspect: message.suspect,
             data: String::from_utf8_lossy(&message.data),
         };
         self.dirty = true;
@@ -151,13 +153,14 @@ mod tests {
             seq_gap: true,
             gap_size: 3,
             continuity: Continuity::Gap,
+            suspect: false,
             data: "{\"a\":1}\n".into(),
         };
         assert_eq!(
             serde_json::to_string(&line).unwrap(),
             "{\"conn_id\":7,\"epoch\":2,\"role\":\"orderbook\",\"sid\":1,\"seq\":null,\
              \"received_at\":\"2026-11-01T12:00:00.000000120Z\",\"seq_gap\":true,\"gap_size\":3,\
-             \"continuity\":\"gap\",\"data\":\"{\\\"a\\\":1}\\n\"}"
+             \"continuity\":\"gap\",\"suspect\":false,\"data\":\"{\\\"a\\\":1}\\n\"}"
         );
     }
 

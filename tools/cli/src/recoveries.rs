@@ -27,19 +27,9 @@ impl Spread {
     }
 
     /// One line for people.
-    pub(crate) fn write(
-        &self,
-        out: &mut String,
-        (recoveries, suspect): (u64, u64),
-    ) -> std::fmt::Result {
-        writeln!(
-            out,
-            "recoveries    {recoveries}, {} markets back in step after p50 {}, p99 {}, max {}; \
-             {suspect} suspect",
-            self.count,
-            crate::view::micros(self.p50),
-            crate::view::micros(self.p99),
-            crate::view::micros(self.max)
-        )
+    pub(crate) fn write(&self, out: &mut String) -> std::fmt::Result {
+        let [p50, p99, max] = [self.p50, self.p99, self.max].map(crate::view::micros);
+        let count = self.count;
+        writeln!(out, "              {count} markets in step after p50 {p50}, p99 {p99}, max {max}")
     }
 }

@@ -38,6 +38,9 @@ pub(crate) struct Summary {
     pub(crate) recoveries: u64,
     /// Before the stop.
     pub(crate) suspect_markets: u64,
+    /// Snapshots asked for, and subscriptions opened anew.
+    pub(crate) recovery_snapshots: u64,
+    pub(crate) recovery_reopened: u64,
     /// How long markets were suspect.
     pub(crate) recovery_ns: Spread,
     /// Second copies of what redundant lines brought.
@@ -150,6 +153,8 @@ impl Summary {
             messages_missed: last.messages_missed,
             recoveries: last.recovery.started,
             suspect_markets: live.recovery.suspect_markets,
+            recovery_snapshots: last.recovery.books_asked,
+            recovery_reopened: last.recovery.reopened,
             recovery_ns: Spread::of(&last.recovery.times),
             duplicates_dropped: last.arbitration.duplicates_dropped,
             reconnects: last.reconnects,
@@ -221,7 +226,10 @@ impl Summary {
             self.subscribe_errors
         )?;
         if self.recoveries > 0 {
-            self.recovery_ns.write(out, (self.recoveries, self.suspect_markets))?;
+            let (asked, reopened) = (self.recovery_snapshots, self.recovery_reopened);
+            write!(out, "recoveries    {}, {asked} snapshots asked for, ", self.recoveries)?;
+            writeln!(out, "{reopened} reopened, {} markets suspect", self.suspect_markets)?;
+            self.recovery_ns.write(out)?;
         }
         writeln!(out, "latency       socket read to consumer: {}", figures(self.latency_ns))?;
         if let Some(demo) = &self.demo {
@@ -357,6 +365,7 @@ mod tests {
         messages_received messages_forwarded messages_consumed messages_dropped \
         messages_abandoned lifecycle_forwarded lifecycle_discarded sequence_gaps \
         messages_missed duplicates_dropped recoveries suspect_markets recovery_ns \
+        recovery_snapshots recovery_reopened \
         reconnects subscribe_errors bytes_received wall_seconds cpu_seconds \
         cpu_ns_per_message max_rss_bytes latency_ns shards";
 
