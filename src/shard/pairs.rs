@@ -101,8 +101,10 @@ impl Pairs {
 impl<T: Transport> Shard<T> {
     /// Whether the other line of this one's pair is held back.
     pub(super) fn is_other_held(&self, index: usize) -> bool {
-        let other = self.slots.get(index ^ 1).filter(|_| !self.pairs.arbiters.is_empty());
-        other.is_some_and(|slot| !slot.held.is_nothing())
+        if self.pairs.arbiters.is_empty() {
+            return false;
+        }
+        self.slots.get(index ^ 1).is_some_and(|slot| !slot.held.is_nothing())
     }
 
     /// What pairs lost and could not tell before the end.
