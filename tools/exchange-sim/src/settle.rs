@@ -183,23 +183,45 @@ impl Settlement {
     }
 
     /// Settles what no message told: reports at the stop, then broken connections.
-    fn tails(&mut self, audit: &Audit, conn: u16, tails: Vec<Tail>) {
+    fn tails(&mut self, audit: &Audit, conn: u16, mut tails: Vec<Tail>) {
+        let mut last_epochs: Vec<(usize, u32)> = Vec::new();
+        for at in 0..tails.len() {
+            let (epoch, sid) = (tails[at].epoch, tails[at].sid);
+            self.reports(audit, (conn, epoch, sid), &mut tails[..=at]);
+            last_epochs.retain(|&(_, last)| last != epoch);
+            last_epochs.push((at, epoch));
+        }
+        for (at, epoch) in last_epochs {
+            // Reported under no sid: of those that had ended.
+            self.reports(audit, (conn, epoch, 0), &mut tails[..=at]);
+        }
         for tail in tails {
-            let place = || format!("conn {conn} epoch {} sid {}", tail.epoch, tail.sid);
-            self.reported_on.insert((conn, tail.epoch, tail.sid));
-            let reported = audit.owed.get(&(conn, tail.epoch, tail.sid)).copied().unwrap_or(0);
-            let part = reported.min(tail.left);
-            self.verdict.covered += part;
-            self.blame(reported - part, || {
-                format!("{}: reported {reported} missed at its end, {part} were", place())
+            self.verdict.covered += if tail.excused { tail.left } else { 0 };
+            let left = if tail.excused { 0 } else { tail.left };
+            self.blame(left, || {
+                let (epoch, sid) = (tail.epoch, tail.sid);
+                format!("conn {conn} epoch {epoch} sid {sid}: the last {left} were never told")
             });
-            let left = tail.left - part;
-            if tail.excused {
-                self.verdict.covered += left;
-            } else {
-                self.blame(left, || format!("{}: the last {left} were never told", place()));
+        }
+    }
+
+    /// Settles a report at the stop: it is about its own sid first, and then about what that took
+    /// over from earlier ones, which nothing after them told.
+    fn reports(&mut self, audit: &Audit, key: (u16, u32, u64), tails: &mut [Tail]) {
+        self.reported_on.insert(key);
+        let reported = audit.owed.get(&key).copied().unwrap_or(0);
+        let mut rest = reported;
+        for excused in [false, true] {
+            for tail in tails.iter_mut().rev().filter(|tail| tail.excused == excused) {
+                let part = rest.min(tail.left);
+                (tail.left, rest) = (tail.left - part, rest - part);
+                self.verdict.covered += part;
             }
         }
+        self.blame(rest, || {
+            let ((conn, epoch, sid), were) = (key, reported - rest);
+            format!("conn {conn} epoch {epoch} sid {sid}: reported {reported} missed, {were} were")
+        });
     }
 
     /// The delivered spans in order, without numbers that were never data or came twice.

@@ -326,6 +326,20 @@ fn a_carry_explains_first_what_nothing_else_can() {
 }
 
 #[test]
+fn a_report_at_the_stop_tells_what_its_sid_took_over() {
+    for (under, missed, unaccounted) in [(2, 5, 0), (0, 5, 0), (2, 6, 1), (0, 6, 1), (2, 4, 0)] {
+        let mut audit = Audit::default();
+        up(&mut audit, 1);
+        audit.down(CONN, 1);
+        run(&mut audit, 1, 1, 1..=3);
+        let sids = vec![sid(1, 6, &[]), sid(2, 2, &[])];
+        let book = ledger(vec![connection(1, Ended::PeerClosed, sids)]);
+        audit.owed(CONN, 1, under, missed);
+        assert_eq!(sums(&audit.settle(&book)), [8, 3, 5, unaccounted], "{missed} under {under}");
+    }
+}
+
+#[test]
 fn nothing_is_delivered_twice() {
     let (mut audit, book) = one(sid(1, 5, &[]), Ended::Open);
     run(&mut audit, 1, 1, 1..=5);
