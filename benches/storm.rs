@@ -73,11 +73,13 @@ fn main() {
     let executable = peers::executable();
     let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
     let mut all = json!({ "markets": markets, "load_at_start": load.trim() });
-    for part in [
-        storms(&executable, markets),
-        paced(&executable),
-        at_random(&executable, cuts, Duration::from_secs(seconds)),
-    ] {
+    // Each on a thread of its own, which may then stay on one core.
+    let parts: [&(dyn Fn() -> Value + Sync); 3] =
+        [&|| storms(&executable, markets), &|| paced(&executable), &|| {
+            at_random(&executable, cuts, Duration::from_secs(seconds))
+        }];
+    for part in parts {
+        let part = std::thread::scope(|scope| scope.spawn(part).join().unwrap());
         let Value::Object(part) = part else { panic!("an object") };
         all.as_object_mut().unwrap().extend(part);
     }
@@ -114,10 +116,8 @@ fn cut(sim: &mut Sim, audited: &mut Audited, conns: &[ConnId]) -> (f64, Vec<Poin
 /// The great storms, with pacing off.
 fn storms(executable: &Path, markets: u64) -> Value {
     let mut sim = exchange(executable, markets);
-    let facts = sim.facts.clone();
-    let mut audited = Audited::start(&facts, |config| config.connect_interval(Duration::ZERO));
+    let mut audited = Audited::start(&mut sim, |config| config.connect_interval(Duration::ZERO));
     eprintln!("{markets} markets stream");
-    sim.tell("mode paced");
     audited.pass(WARM_UP);
     let (some, spared): (Vec<_>, Vec<_>) =
         audited.live.keys().copied().partition(|conn| conn.number() % 3 != 0);
@@ -157,9 +157,7 @@ fn storms(executable: &Path, markets: u64) -> Value {
 /// All cut, with the pacing of the defaults: attempts by the connector's clock.
 fn paced(executable: &Path) -> Value {
     let mut sim = exchange(executable, FEWER_MARKETS);
-    let facts = sim.facts.clone();
-    let mut audited = Audited::start(&facts, |config| config);
-    sim.tell("mode paced");
+    let mut audited = Audited::start(&mut sim, |config| config);
     audited.pass(WARM_UP);
     let attempts = Attempts::listen();
     let all: Vec<_> = audited.live.keys().copied().collect();
@@ -184,9 +182,8 @@ fn paced(executable: &Path) -> Value {
 /// One after another, drawn from those that are live.
 fn at_random(executable: &Path, cuts: u64, time: Duration) -> Value {
     let mut sim = exchange(executable, FEWER_MARKETS);
-    let facts = sim.facts.clone();
-    let mut audited = Audited::start(&facts, |config| config.reconnect_max(Duration::from_secs(1)));
-    sim.tell("mode paced");
+    let mut audited =
+        Audited::start(&mut sim, |config| config.reconnect_max(Duration::from_secs(1)));
     audited.pass(2 * WARM_UP);
     let (rss_before, descriptors_before) = (rss(), descriptors());
     let mut memory = vec![Point { x: 0.0, y: rss_before }];

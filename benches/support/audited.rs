@@ -13,7 +13,7 @@ use kalshi_feed::{
     ChannelRegistry, ConfigBuilder, ConnId, Epoch, Event, Events, Handle, Manager, Messages,
     RegistryHost, Role, Ticker,
 };
-use peers::{Facts, Sim, pin};
+use peers::{Sim, pin};
 
 use super::engine::settings;
 use super::{FAR, NEAR, POOL};
@@ -55,12 +55,13 @@ pub(crate) struct Audited {
 }
 
 impl Audited {
-    /// Connects the default pool, and waits until all is subscribed and every book has come.
+    /// Connects the default pool, has the exchange send, and waits until everything streams.
     pub(crate) fn start(
-        facts: &Facts,
+        sim: &mut Sim,
         adjust: impl FnOnce(ConfigBuilder) -> ConfigBuilder,
     ) -> Self {
-        let config = adjust(settings(facts, POOL, vec![FAR])).build().unwrap();
+        let facts = sim.facts.clone();
+        let config = adjust(settings(&facts, POOL, vec![FAR])).build().unwrap();
         let tickers = facts.markets.iter().map(|ticker| ticker.parse::<Ticker>().unwrap());
         let (registry, host) = ChannelRegistry::new(tickers, QUEUE, QUEUE);
         let mut manager = Manager::new(config, registry);
@@ -83,6 +84,7 @@ impl Audited {
             audit: Audit::default(),
             markets: facts.markets.len() as u64,
         };
+        sim.tell("mode paced");
         audited.until("all streams", Self::is_whole);
         audited
     }
