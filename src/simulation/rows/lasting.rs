@@ -1,4 +1,4 @@
-//! Rows C and D: connections that end, or should.
+//! Rows C and D: connections that end, or should; and what commands leave behind.
 
 use super::*;
 use crate::simulation::wire::{TEXT, frame};
@@ -139,5 +139,22 @@ fn d12_a_subscription_that_falls_silent_is_told_of_and_its_socket_lives() {
     pass(&mut world, seconds(5));
     assert_eq!((told(&world, false), told(&world, true)), (vec![4], vec![4]));
     assert_eq!(world.downs(), 0);
+    world.stop().unwrap();
+}
+
+#[test]
+fn e3_a_market_added_after_it_was_deleted_is_told_of_by_the_late_reply_alone() {
+    let mut world = small();
+    for _ in 0..10 {
+        // Asked for, overtaken, and unwanted meanwhile; the exchange carries it out at some time.
+        world.set(Fault::CommandSlow, 1_000);
+        world.change(40);
+        pass(&mut world, Duration::from_millis(500));
+        world.set(Fault::CommandSlow, 0);
+        world.change(40);
+        pass(&mut world, seconds(20));
+        well_within(&mut world, seconds(5));
+    }
+    assert!(world.struck(Fault::CommandSlow) >= 10);
     world.stop().unwrap();
 }
