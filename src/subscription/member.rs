@@ -13,6 +13,9 @@ use crate::market::{Change, Shelf, Slot};
 use crate::recovery::Recovery;
 use crate::request::Ask;
 
+/// Strays that have ended, remembered of one connection.
+const ENDED_MAX: usize = 1_024;
+
 /// A connection's subscription.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Line {
@@ -120,6 +123,8 @@ pub(crate) struct OwnSids {
     pub(crate) by_sid: BTreeMap<Sid, Slot>,
     /// Subscriptions that belong to no market: to be ended.
     pub(crate) strays: Vec<Sid>,
+    /// Those that have been, while a late reply may still tell of them.
+    pub(crate) ended: BTreeSet<Sid>,
     /// There may be subscriptions nobody knows: the exchange must be asked.
     pub(crate) unsure: bool,
 }
@@ -128,6 +133,14 @@ impl OwnSids {
     pub(crate) fn insert(&mut self, slot: Slot, sid: Sid) {
         self.by_market.insert(slot, sid);
         self.by_sid.insert(sid, slot);
+    }
+
+    /// A stray is no more.
+    pub(crate) fn note_end(&mut self, sid: Sid) {
+        self.ended.insert(sid);
+        if self.ended.len() > ENDED_MAX {
+            self.ended.pop_first();
+        }
     }
 
     /// The market's subscription is no more.
@@ -261,13 +274,16 @@ impl Member {
     }
 
     /// The markets of this command, carried out late, that later commands without a reply name
-    /// too. What those say of them is in doubt from now on.
+    /// too. What those say of them is in doubt from now on, and what a list says of all.
     pub(crate) fn doubt(&mut self, late: &Flight) -> BTreeSet<Slot> {
         let markets: BTreeSet<Slot> = late.markets.iter().copied().collect();
         let overdue = self.overdue.iter_mut().map(|overdue| &mut overdue.flight);
         let later = self.flights.iter_mut().chain(overdue).filter(|flight| flight.id > late.id);
         let mut all = BTreeSet::new();
         for flight in later {
+            if flight.ask == Ask::List {
+                flight.doubted.extend(&markets);
+            }
             let named = flight.markets.iter().copied();
             let shared: BTreeSet<Slot> = named.filter(|slot| markets.contains(slot)).collect();
             flight.doubted.extend(&shared);

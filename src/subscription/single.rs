@@ -80,7 +80,11 @@ impl Subscriptions {
                 self.settle_all(&flight.markets, Some(Observed::Unknown));
             }
             (Ask::Unsubscribe(sid), Verdict::Done | Verdict::Refused(_, Action::Reopen)) => {
-                self.dismiss(conn, sid, true);
+                if slot.is_none() {
+                    member.own.note_end(sid);
+                }
+                // A stray may have been found out to be a market's, of which more is asked.
+                self.dismiss(conn, sid, slot.is_some());
                 // Its sid may have been dismissed before.
                 self.settle_all(&flight.markets, None);
             }
@@ -92,6 +96,8 @@ impl Subscriptions {
                 }
                 self.settle_all(&flight.markets, None);
             }
+            // Listed before or after what was heard meanwhile: asked again.
+            (Ask::List, Verdict::Done) if !flight.doubted.is_empty() => {}
             (Ask::List, Verdict::Done) => self.listed_singles(conn, ended.listed()),
             (Ask::List, Verdict::Unknown) => {}
             (Ask::List, Verdict::Refused(_, Action::Refuse)) => self.lists = false,
@@ -122,6 +128,11 @@ impl Subscriptions {
                 let was = self.directory.get(slot).map(|market| market.observed);
                 let Some(member) = self.member(conn) else { return };
                 let newer = member.doubt(flight).contains(&slot);
+                // It was a stray to us, and has ended since.
+                if member.own.ended.contains(&sid) {
+                    member.own.unsure |= was == Some(Observed::Unknown);
+                    return;
+                }
                 if was == Some(Observed::Unknown) && !newer {
                     self.adopt(conn, slot, sid);
                     return self.learn(slot, Observed::Present);
@@ -133,7 +144,12 @@ impl Subscriptions {
                     self.learn(slot, Observed::Unknown);
                 }
             }
-            (Ask::Unsubscribe(sid), _, _) => self.dismiss(conn, sid, false),
+            (Ask::Unsubscribe(sid), slot, _) => {
+                if let Some(member) = self.member(conn).filter(|_| slot.is_none()) {
+                    member.own.note_end(sid);
+                }
+                self.dismiss(conn, sid, false);
+            }
             _ => {}
         }
     }

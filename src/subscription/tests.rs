@@ -103,4 +103,35 @@ proptest! {
         world.quiesce();
         world.check_settled();
     }
+
+    /// One market that comes and goes beside another, and nothing wrong but the time and the order
+    /// of replies.
+    #[test]
+    fn e3_replies_late_and_in_any_order_end_as_desired(
+        dialect in prop::sample::select(vec![Dialect::Live, Dialect::Live, Dialect::Legacy]),
+        steps in prop::collection::vec(0u8..8, 1..40),
+    ) {
+        let mut world = World::new(settings(dialect));
+        world.up(1);
+        holding(&mut world, 1);
+        for what in steps {
+            match what {
+                0 if world.wanted.contains_key(&ticker(1)) => world.unwant(1),
+                0 => world.want(1, 0),
+                1 | 2 => world.peers[1].take(Fate::Carried),
+                3 => world.peers[1].take(Fate::Slow),
+                4 => world.peers[1].finish(),
+                5 => world.deliver(1),
+                6 => {
+                    let last = world.peers[1].outbox.pop_back();
+                    last.into_iter().for_each(|reply| world.peers[1].outbox.push_front(reply));
+                    world.deliver(1);
+                }
+                _ => world.pass(6),
+            }
+            world.pump();
+        }
+        world.quiesce();
+        world.check_settled();
+    }
 }

@@ -404,6 +404,72 @@ fn legacy_a_late_reply_tells_whose_the_sid_is() {
 }
 
 #[test]
+fn legacy_a_late_reply_that_overtakes_a_list_is_not_forgotten_over_it() {
+    let mut world = World::new(settings(Dialect::Legacy));
+    world.up(1);
+    world.want(0, 0);
+    world.pump();
+    world.peers[1].take(Fate::Slow);
+    world.pass(6);
+    world.unwant(0);
+    world.pump();
+    // Listed, and then subscribed; what is said of the second comes first.
+    world.peers[1].take(Fate::Carried);
+    world.peers[1].finish();
+    world.overtake(1);
+    world.deliver(1);
+    world.deliver(1);
+    assert_eq!(loads(&world)[0], 1, "nobody wants it, and it streams");
+    world.quiesce();
+    world.check_settled();
+}
+
+#[test]
+fn legacy_a_stray_that_is_found_out_to_be_a_markets_while_it_is_ended() {
+    let mut world = World::new(settings(Dialect::Legacy));
+    world.up(1);
+    world.want(0, 0);
+    world.pump();
+    world.pass(6);
+    world.pump();
+    // Subscribed and listed; the list comes first, and the sid in it seems to be nobody's.
+    world.peers[1].take(Fate::Carried);
+    world.peers[1].take(Fate::Carried);
+    world.overtake(1);
+    world.deliver(1);
+    world.pump();
+    world.unwant(0);
+    world.quiesce();
+    world.check_settled();
+}
+
+#[test]
+fn legacy_a_late_reply_tells_of_a_stray_that_has_ended_since() {
+    let mut world = World::new(settings(Dialect::Legacy));
+    world.up(1);
+    world.want(0, 0);
+    world.pump();
+    world.pass(6);
+    world.pump();
+    world.peers[1].take(Fate::Carried);
+    let late = world.peers[1].outbox.pop_front().unwrap();
+    world.peers[1].take(Fate::Carried);
+    world.deliver(1);
+    world.pump();
+    // The stray is ended; its market, asked for too early, is there already, then not.
+    world.peers[1].take(Fate::Slow);
+    world.peers[1].take(Fate::Carried);
+    world.peers[1].finish();
+    world.deliver(1);
+    world.deliver(1);
+    world.peers[1].outbox.push_back(late);
+    world.deliver(1);
+    assert_eq!(state(&mut world, 0), Some(MarketState::Uncertain));
+    world.quiesce();
+    world.check_settled();
+}
+
+#[test]
 fn legacy_an_overtaken_reply_names_a_sid_that_may_be_over() {
     let mut world = World::new(settings(Dialect::Legacy));
     world.up(1);
