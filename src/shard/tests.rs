@@ -3,6 +3,7 @@
 mod commands;
 mod conflation;
 mod liveness;
+mod pairs;
 mod restart;
 mod suspects;
 mod world;

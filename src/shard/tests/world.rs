@@ -8,6 +8,7 @@ use std::time::SystemTime;
 use crossbeam_channel::bounded;
 
 use super::super::*;
+use crate::arbitration::{ArbiterSettings, Arbitration};
 use crate::clock::Stamp;
 use crate::dialect::Dialect;
 use crate::ids::CommandId;
@@ -128,6 +129,7 @@ impl Transport for FakeNet {
 /// A shard with one connection of each role (1 ticker, 2 trade, 3 lifecycle, 4 and 5 books).
 pub(super) struct World {
     pub(super) shard: Shard<FakeNet>,
+    pool: PoolLayout,
     pub(super) orders: Sender<Order<FakeLink>>,
     pub(super) reports: Receiver<Report>,
     pub(super) ready: Sender<Ready>,
@@ -163,6 +165,22 @@ impl World {
         overflow: OverflowPolicy,
         adjust: impl FnOnce(&mut LinkSettings),
     ) -> Self {
+        Self::build(POOL, Arbitration::Both, message_buffer, overflow, adjust)
+    }
+
+    /// A shard with the two lines of a pair of trades (1 and 2), arbitrated.
+    pub(super) fn pair(message_buffer: usize, overflow: OverflowPolicy) -> Self {
+        let pool = PoolLayout::new(0, 2, 0, 0);
+        Self::build(pool, Arbitration::FirstWins, message_buffer, overflow, |_| {})
+    }
+
+    fn build(
+        pool: PoolLayout,
+        arbitration: Arbitration,
+        message_buffer: usize,
+        overflow: OverflowPolicy,
+        adjust: impl FnOnce(&mut LinkSettings),
+    ) -> Self {
         let (handoff, messages) = Handoff::new(1, message_buffer, 1 << 24);
         let (orders, order_receiver) = bounded(1_000);
         let (report_sender, reports) = bounded(1_000);
@@ -192,11 +210,11 @@ impl World {
             orders: order_receiver,
             reports: report_sender,
             outlet: handoff.outlet(ShardId::new(0)).unwrap(),
-            pool: POOL,
+            pool,
             overflow,
             conflate: Limits { markets: 4, bytes: 1 << 16 },
-            arbitration: crate::arbitration::ArbiterSettings {
-                policy: crate::arbitration::ArbitrationPolicy::default(),
+            arbitration: ArbiterSettings {
+                policy: arbitration.into(),
                 window: Duration::from_millis(500),
                 messages: 1_000,
             },
@@ -210,6 +228,7 @@ impl World {
         let next = Next::Now;
         Self {
             shard,
+            pool,
             orders,
             reports,
             ready,
@@ -281,7 +300,7 @@ impl World {
         let (outbound, sent) = bounded(10_000);
         let (block, blocked) = bounded(10);
         let link = FakeLink { inbound, outbound, blocked, refuses: false };
-        let role = POOL.role(conn).unwrap();
+        let role = self.pool.role(conn).unwrap();
         let adoption = Adoption { conn, epoch: Epoch::new(epoch), role, link, unread };
         self.orders.send(Order::Adopt(Box::new(adoption))).unwrap();
         Peer { chunks, sent, block }
