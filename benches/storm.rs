@@ -86,7 +86,7 @@ fn main() {
     support::tell("storm", &flags, &pick(&all, &LINE), all.clone());
 }
 
-fn exchange(executable: &Path, markets: u64) -> Sim {
+fn exchange(executable: &Path, markets: u64, more: &[&str]) -> Sim {
     let setup = SimSettings {
         core: NEAR,
         markets: markets as usize,
@@ -94,7 +94,7 @@ fn exchange(executable: &Path, markets: u64) -> Sim {
         write_through: false,
         connections: POOL.connections(),
     };
-    Sim::start_with(executable, setup, &["--levels", "1", "--rate", RATE])
+    Sim::start_with(executable, setup, &[&["--levels", "1", "--rate", RATE], more].concat())
 }
 
 /// Cuts these, and waits until everything streams again; how long that took, and how many markets
@@ -115,7 +115,7 @@ fn cut(sim: &mut Sim, audited: &mut Audited, conns: &[ConnId]) -> (f64, Vec<Poin
 
 /// The great storms, with pacing off.
 fn storms(executable: &Path, markets: u64) -> Value {
-    let mut sim = exchange(executable, markets);
+    let mut sim = exchange(executable, markets, &[]);
     let mut audited = Audited::start(&mut sim, |config| config.connect_interval(Duration::ZERO));
     eprintln!("{markets} markets stream");
     audited.pass(WARM_UP);
@@ -156,7 +156,7 @@ fn storms(executable: &Path, markets: u64) -> Value {
 
 /// All cut, with the pacing of the defaults: attempts by the connector's clock.
 fn paced(executable: &Path) -> Value {
-    let mut sim = exchange(executable, FEWER_MARKETS);
+    let mut sim = exchange(executable, FEWER_MARKETS, &[]);
     let mut audited = Audited::start(&mut sim, |config| config);
     audited.pass(WARM_UP);
     let attempts = Attempts::listen();
@@ -181,7 +181,8 @@ fn paced(executable: &Path) -> Value {
 
 /// One after another, drawn from those that are live.
 fn at_random(executable: &Path, cuts: u64, time: Duration) -> Value {
-    let mut sim = exchange(executable, FEWER_MARKETS);
+    // Something is always on its way, and lost with its connection.
+    let mut sim = exchange(executable, FEWER_MARKETS, &["--wire", "latency=5"]);
     let mut audited =
         Audited::start(&mut sim, |config| config.reconnect_max(Duration::from_secs(1)));
     audited.pass(2 * WARM_UP);
@@ -197,7 +198,7 @@ fn at_random(executable: &Path, cuts: u64, time: Duration) -> Value {
         let conn = *audited.live.keys().nth(which).unwrap();
         // Not drawn again before it is back.
         let (.., address) = audited.live.remove(&conn).unwrap();
-        sim.tell(&format!("cut_of {address}"));
+        sim.tell(&format!("reset_of {address}"));
         let seconds = began.elapsed().as_secs_f64();
         if memory.last().is_some_and(|last| last.x + 1.0 <= seconds) {
             memory.push(Point { x: seconds, y: rss() });

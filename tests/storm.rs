@@ -82,6 +82,8 @@ fn j1_all_cut_at_once_and_then_at_random_stream_again_and_nothing_is_lost_in_sil
         markets: usize::try_from(MARKETS).unwrap(),
         rate_per_second: 5_000,
         lifecycle_churn_per_minute: 0,
+        // Something is always on its way, and lost with its connection.
+        proxy: Some("latency=10".parse().unwrap()),
         ..ExchangeConfig::default()
     };
     let mut rig = Rig::start(exchange, PoolLayout::default(), |settings| {
@@ -91,7 +93,7 @@ fn j1_all_cut_at_once_and_then_at_random_stream_again_and_nothing_is_lost_in_sil
     whole_again(&mut rig, &streams, 0, usize::MAX);
     let before = descriptors();
     let everyone = rig.exchange.connections();
-    assert_eq!(u64::try_from(rig.exchange.cut(&everyone)), Ok(ALL));
+    assert_eq!(u64::try_from(rig.exchange.reset(&everyone)), Ok(ALL));
     whole_again(&mut rig, &streams, ALL, before);
     let mut random = fastrand::Rng::with_seed(7);
     for _ in 0..CUTS {
@@ -99,13 +101,14 @@ fn j1_all_cut_at_once_and_then_at_random_stream_again_and_nothing_is_lost_in_sil
         rig.consume_until("some are live", |message| streams.borrow_mut().note(message), enough);
         let conns: Vec<_> = rig.live.keys().copied().collect();
         let (_, address) = rig.live.remove(&conns[random.usize(..conns.len())]).unwrap();
-        assert_eq!(rig.exchange.cut(&[address]), 1);
+        assert_eq!(rig.exchange.reset(&[address]), 1);
         rig.consume_for(Duration::from_millis(10), |message| streams.borrow_mut().note(message));
     }
     whole_again(&mut rig, &streams, ALL + CUTS, before);
     let (verdict, report) = rig.settle();
     println!("{verdict:?}");
     assert_eq!(verdict.unaccounted, 0, "{:#?}", verdict.findings);
+    assert!(verdict.covered > 0, "nothing was on its way");
     assert_eq!((report.stats.messages_dropped, report.stats.reports_lost), (0, 0));
     assert!(report.stats.tls_full <= ALL, "every return resumed: {:?}", report.stats);
 }

@@ -10,9 +10,9 @@ use exchange_sim::{BadTickers, Exchange};
 /// What can be told.
 const HELP: &str = "use stats, mode M, rate R, fault RULE, faults clear, data RULE, data clear, \
     delay DELAY, upgrade RULE, upgrade clear, skew MS, listen on|off, wire WIRE, reset [N], \
-    manners MANNERS, odd FRAME, break HOW [N], close CODE [N], cut [N], cut_of ADDRESS..., stall \
-    CHANNEL on|off, terminate CODE, market_cap N, command_cap N|none, bad CODE TICKER..., \
-    bad none, create N, settle N, rest or ledger FILE";
+    reset_of ADDRESS..., manners MANNERS, odd FRAME, break HOW [N], close CODE [N], cut [N], \
+    cut_of ADDRESS..., stall CHANNEL on|off, terminate CODE, market_cap N, command_cap N|none, \
+    bad CODE TICKER..., bad none, create N, settle N, rest or ledger FILE";
 /// How long `rest` may take.
 const REST: Duration = Duration::from_secs(20);
 
@@ -26,7 +26,9 @@ pub(crate) fn obey(exchange: &Exchange, line: &str) -> Result<(), String> {
         "fault" | "faults" | "market_cap" | "command_cap" | "bad" | "terminate" => {
             commands(exchange, name, rest)
         }
-        "upgrade" | "skew" | "listen" | "wire" | "reset" => network(exchange, name, rest),
+        "upgrade" | "skew" | "listen" | "wire" | "reset" | "reset_of" => {
+            network(exchange, name, rest)
+        }
         "manners" | "odd" | "break" | "close" | "cut" | "cut_of" | "stall" => {
             conduct(exchange, name, rest)
         }
@@ -121,6 +123,10 @@ fn network(exchange: &Exchange, name: &str, rest: &str) -> Result<bool, String> 
                 return Err("there is no proxy: start with --wire".to_owned());
             }
         }
+        ("reset_of", _) => {
+            let Some(peers) = named(rest) else { return Ok(false) };
+            exchange.reset(&peers);
+        }
         ("reset", _) => match oldest(exchange, rest) {
             Some(peers) => drop(exchange.reset(&peers)),
             None => return Ok(false),
@@ -147,11 +153,8 @@ fn conduct(exchange: &Exchange, name: &str, rest: &str) -> Result<bool, String> 
             None => return Ok(false),
         },
         ("cut_of", _) => {
-            let peers: Result<Vec<SocketAddr>, _> = rest.split(' ').map(str::parse).collect();
-            match peers {
-                Ok(peers) => drop(exchange.cut(&peers)),
-                Err(_) => return Ok(false),
-            }
+            let Some(peers) = named(rest) else { return Ok(false) };
+            exchange.cut(&peers);
         }
         ("stall", _) if matches!(count, "on" | "off") => {
             for holding in exchange.holdings().iter().filter(|held| held.channel == what) {
@@ -161,6 +164,11 @@ fn conduct(exchange: &Exchange, name: &str, rest: &str) -> Result<bool, String> 
         _ => return Ok(false),
     }
     Ok(true)
+}
+
+/// The clients at these addresses.
+fn named(addresses: &str) -> Option<Vec<SocketAddr>> {
+    addresses.split(' ').map(|address| address.parse().ok()).collect()
 }
 
 /// Puts what was sent so far into a file, for an audit elsewhere.

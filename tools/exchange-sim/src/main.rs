@@ -105,12 +105,13 @@ struct Flags {
     clock_skew: i64,
     /// Take commands from stdin, one a line, and stop at its end: `stats`, `mode M`, `rate R`,
     /// `fault RULE`, `faults clear`, `data RULE`, `data clear`, `delay DELAY`, `upgrade RULE`,
-    /// `upgrade clear`, `skew MS`, `listen on|off`, `wire WIRE`, `reset [N]`, `manners MANNERS`,
-    /// `odd FRAME`, `break HOW [N]`, `close CODE [N]`, `cut [N]`, `cut_of ADDRESS...`, `stall
-    /// CHANNEL on|off`, `terminate CODE`, `market_cap N`, `command_cap N|none`, `bad CODE
-    /// TICKER...`, `bad none`, `create N`, `settle N`, `rest` (no more traffic; what is queued is
-    /// written), `ledger FILE` (what was sent, as JSON); N = the oldest so many connections. Each
-    /// is answered with one line, the totals so far; a line that is none of these ends the program.
+    /// `upgrade clear`, `skew MS`, `listen on|off`, `wire WIRE`, `reset [N]`, `reset_of
+    /// ADDRESS...`, `manners MANNERS`, `odd FRAME`, `break HOW [N]`, `close CODE [N]`, `cut [N]`,
+    /// `cut_of ADDRESS...`, `stall CHANNEL on|off`, `terminate CODE`, `market_cap N`, `command_cap
+    /// N|none`, `bad CODE TICKER...`, `bad none`, `create N`, `settle N`, `rest` (no more traffic;
+    /// what is queued is written), `ledger FILE` (what was sent, as JSON); N = the oldest so many
+    /// connections. Each is answered with one line, the totals so far; a line that is none of these
+    /// ends the program.
     #[arg(long)]
     control: bool,
     /// Where to write the certificate authority clients must trust (PEM).
