@@ -189,6 +189,7 @@ impl<L> Conductor<L> {
         self.place(now);
         self.request(now);
         self.judge_start(now);
+        self.tell_uncovered(now);
         self.publish();
         if busy { Next::Now } else { Next::At(self.deadline(now)) }
     }
@@ -239,6 +240,8 @@ impl<L> Conductor<L> {
         }
         // The registry is closed first: nothing new begins.
         self.parts.inputs.changes = never();
+        self.parts.subscriptions.end_coverage(now);
+        self.tell_uncovered(now);
         self.phase = Phase::Stopping { until: after(until.max(now), Duration::from_millis(50)) };
         self.parts.connector.send(Dial::Stop);
         for shard in &self.parts.shards {
@@ -300,7 +303,14 @@ impl<L> Conductor<L> {
                     self.parts.subscriptions.renew(conn, sid, now);
                     self.event(Event::SubscriptionEnded { conn, epoch, code });
                 }
-                Report::Down { conn, epoch, cause, heard } if self.is_current(conn, epoch) => {
+                Report::Lapse { conn, epoch, lapse, at } if self.is_current(conn, epoch) => {
+                    self.parts.subscriptions.lapsed(conn, epoch, lapse, at);
+                    self.tell_uncovered(now);
+                }
+                Report::Down { conn, epoch, cause, heard, last_data, at }
+                    if self.is_current(conn, epoch) =>
+                {
+                    self.parts.subscriptions.heard_last(last_data, at);
                     self.lost(conn, epoch, cause, heard, now);
                 }
                 Report::Tell(event) => self.event(event),
@@ -318,6 +328,7 @@ impl<L> Conductor<L> {
                 | Report::Books { .. }
                 | Report::Gaps { .. }
                 | Report::SubscriptionEnded { .. }
+                | Report::Lapse { .. }
                 | Report::Down { .. } => {}
             }
         }

@@ -9,6 +9,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, bounde
 use crate::assign::Unplaced;
 use crate::code::ExchangeCode;
 use crate::command::{Outcome, Response};
+use crate::coverage::Uncovered;
 use crate::error::{Cause, RecvError};
 use crate::ids::{CommandId, ConnId, Epoch, Role, ShardId, Sid, Ticker};
 use crate::pulse::Sign;
@@ -227,6 +228,9 @@ pub enum Event {
         /// ([`Overflow::ConflateByMarket`](crate::Overflow::ConflateByMarket)).
         conflated: u64,
     },
+    /// Markets were not covered for a while, and are again: which, and from when to when. Boxed,
+    /// since it is larger than the others.
+    Uncovered(Box<Uncovered>),
     /// A turn of a shard took longer than `stall_threshold`, and its sockets waited. Told at once,
     /// then at most once a second for each shard.
     ShardStalled {

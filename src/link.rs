@@ -10,12 +10,14 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use crate::batch::{Buffer, Continuity, Entry};
+use crate::clock::Stamp;
 use crate::code::{Action, ExchangeCode};
 use crate::command::{Answer, Commands, Ended, Outcome, error_code};
 use crate::envelope::{Envelope, Kind};
 use crate::error::Cause;
 use crate::frame::{Framer, Incoming};
 use crate::ids::{ConnId, Epoch, Role, Seq, Sid, widen};
+use crate::lapse::Lapses;
 use crate::partial::Partial;
 use crate::pulse::{Pulse, PulseSettings, Sign};
 use crate::request::{Expects, Request};
@@ -96,6 +98,9 @@ pub(crate) struct Link {
     settings: LinkSettings,
     phase: Phase,
     last_inbound: Instant,
+    /// When data last came, or the link began, and what was lost lately.
+    data_at: Instant,
+    pub(crate) lapses: Lapses,
     /// Since when the peer takes none of our bytes.
     blocked_since: Option<Instant>,
     /// Since when reading is held back, and when the next sign of life is due.
@@ -137,6 +142,8 @@ impl Link {
             settings,
             phase: Phase::Open,
             last_inbound: now,
+            data_at: now,
+            lapses: Lapses::default(),
             blocked_since: None,
             held: None,
             open: BTreeSet::new(),
@@ -163,6 +170,10 @@ impl Link {
         counters.messages_received.add(widen(batch.entries.len()));
         if !batch.entries.is_empty() {
             self.heard = true;
+            // Nobody keeps when each of many subscriptions had data: then it is the link's age.
+            if self.settings.single_sids == 0 {
+                self.data_at = batch.received_at.mono;
+            }
             notes.extend(self.pulse.take(batch, counters).map(Note::Sign));
         }
         if self.framer.frames() > frames {
@@ -233,7 +244,7 @@ impl Link {
             return;
         }
         let at = batch.received_at.mono;
-        let observed = self.observe(&envelope, at, notes, counters);
+        let observed = self.observe(&envelope, batch.received_at, notes, counters);
         if envelope.kind.is_data() {
             if envelope.kind == Kind::Book {
                 self.book(text, &envelope, observed, notes);
@@ -255,7 +266,7 @@ impl Link {
     fn observe(
         &mut self,
         envelope: &Envelope,
-        at: Instant,
+        at: Stamp,
         notes: &mut Vec<Note>,
         counters: &ShardCounters,
     ) -> Observed {
@@ -268,13 +279,14 @@ impl Link {
             Observed::Gap(missing) => {
                 counters.sequence_gaps.add(1);
                 counters.messages_missed.add(missing);
-                self.gap(sid, Seq::new(seq.number().wrapping_sub(1)), at);
+                self.lapses.missed(Some(sid), missing, self.data_at, at);
+                self.gap(sid, Seq::new(seq.number().wrapping_sub(1)), at.mono);
             }
             Observed::Duplicate => counters.duplicates.add(1),
             Observed::Backward => counters.backward.add(1),
             Observed::Restarted => {
                 counters.backward.add(1);
-                self.broken(sid, at);
+                self.broken(sid, at.mono);
                 self.renew(sid, None, notes);
             }
         }
@@ -564,7 +576,8 @@ impl Link {
     }
 
     /// Gives back messages that were not handed over.
-    pub(crate) fn dropped(&mut self, entries: &[Entry], at: Instant, counters: &ShardCounters) {
+    pub(crate) fn dropped(&mut self, entries: &[Entry], at: Stamp, counters: &ShardCounters) {
+        self.lapses.dropped(entries, at);
         counters.messages_dropped.add(widen(entries.len()));
         for entry in entries {
             match entry.sid {
@@ -572,9 +585,14 @@ impl Link {
                 None => self.sequences.owe(entry.mark().debt()),
             }
             if let (Some(sid), Some(seq), 1..) = (entry.sid, entry.seq, entry.mark().debt()) {
-                self.gap(sid, seq, at);
+                self.gap(sid, seq, at.mono);
             }
         }
+    }
+
+    /// When data last came, as far as that is kept.
+    pub(crate) fn last_data(&self) -> Instant {
+        self.data_at
     }
 }
 

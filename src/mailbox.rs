@@ -7,6 +7,7 @@ use crossbeam_channel::{Receiver, Select, Sender, TrySendError};
 
 use crate::assignments::Assignments;
 use crate::batch::RawMessage;
+use crate::clock::Stamp;
 use crate::code::ExchangeCode;
 use crate::command::{Ended, UNANSWERED_MAX};
 use crate::connector::Dialed;
@@ -14,6 +15,7 @@ use crate::error::Cause;
 use crate::event::Event;
 use crate::gap::Gaps;
 use crate::ids::{ConnId, Epoch, Role, ShardId, Sid, Ticker};
+use crate::lapse::Lapse;
 use crate::market::SubscriptionInfo;
 use crate::registry::MarketChange;
 use crate::request::Request;
@@ -94,6 +96,16 @@ pub(crate) enum Report {
         epoch: Epoch,
         cause: Cause,
         heard: bool,
+        /// When it last brought data, or was adopted; and when this was said.
+        last_data: Instant,
+        at: Stamp,
+    },
+    /// Messages of the connection were lost for a while.
+    Lapse {
+        conn: ConnId,
+        epoch: Epoch,
+        lapse: Lapse,
+        at: Stamp,
     },
     RegistryHungUp,
     /// For the host.

@@ -454,7 +454,8 @@ impl Manager {
                 settings.pool.iter(),
                 SubscriptionSettings::new(settings),
                 clock::now(),
-            ),
+            )
+            .with_clock(clock::stamp()),
             backoff: Backoff {
                 initial: settings.reconnect_initial,
                 max: settings.reconnect_max,

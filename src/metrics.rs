@@ -143,6 +143,8 @@ impl Stats {
 
     /// How the connections and the shards are.
     fn health(&self, page: &mut Page) {
+        page.counter("uncovered_market_seconds_total", "Order-book markets without coverage.");
+        page.sample("", self.uncovered_market_seconds);
         page.counter("clock_corrections_total", "Our time refused, the exchange's believed.");
         page.sample("", self.clock_corrections);
         page.counter("attempts_failed_total", "Attempts to connect that failed, by cause.");

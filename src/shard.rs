@@ -309,6 +309,7 @@ impl<T: Transport> Shard<T> {
         let mut batch = self.outlet.batch(plain, (link.conn, link.epoch, link.role), stamp);
         let verdict = link.digest(&mut batch, notes, counters);
         self.pairs.judge(index, &mut batch, is_other_held, counters);
+        let lapse = link.lapses.due();
         if batch.entries.is_empty() {
             self.outlet.recycle(batch);
         } else if let Some(inline) = self.inline.as_mut().filter(|_| link.role != Role::Lifecycle) {
@@ -334,12 +335,15 @@ impl<T: Transport> Shard<T> {
                     let handed = self.outlet.send(batch, rest);
                     counters.messages_forwarded.add(widen(handed.messages));
                     if !rest.is_empty() {
-                        self.pairs.dropped(index, link, rest, stamp.mono, counters);
+                        self.pairs.dropped(index, link, rest, stamp, counters);
                         let dropped = widen(rest.len());
                         self.spilled(dropped, 0, stamp.mono);
                     }
                 }
             }
+        }
+        if let Some(due) = lapse {
+            self.alarm.arm(due);
         }
         self.deliver_notes(index);
         verdict
@@ -413,6 +417,8 @@ impl<T: Transport> Shard<T> {
         self.transport.deregister(&mut socket);
         drop(socket);
         let (conn, epoch, heard) = (link.conn, link.epoch, link.heard());
+        let (last_data, at) = (link.last_data(), self.transport.stamp());
+        let lapse = link.lapses.finish();
         if self.pairs.lost(index, &link, &self.counters) {
             // Its pair tells what it owes.
         } else if self.state == State::Running {
@@ -426,6 +432,9 @@ impl<T: Transport> Shard<T> {
                 messages,
             }));
         }
+        if let Some(lapse) = lapse {
+            self.report(Report::Lapse { conn, epoch, lapse, at });
+        }
         while let Some(ended) = link.lose_command() {
             self.report(Report::Ended { conn, epoch, ended });
         }
@@ -434,7 +443,7 @@ impl<T: Transport> Shard<T> {
         if let Some(slot) = self.slots.get_mut(index) {
             slot.up = false;
         }
-        self.report(Report::Down { conn, epoch, cause, heard });
+        self.report(Report::Down { conn, epoch, cause, heard, last_data, at });
     }
 
     fn deliver_notes(&mut self, index: usize) {

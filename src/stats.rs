@@ -43,6 +43,11 @@ impl Counter {
     pub(crate) fn total(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
+
+    /// Of a counter of milliseconds.
+    fn seconds_of_ms(&self) -> f64 {
+        std::time::Duration::from_millis(self.total()).as_secs_f64()
+    }
 }
 
 /// Counted by each shard.
@@ -152,6 +157,8 @@ pub(crate) struct ControlCounters {
     pub(crate) markets_wanted: Counter,
     /// Markets wanted that have no connection.
     pub(crate) markets_unplaced: Counter,
+    /// Market-milliseconds that were not covered.
+    pub(crate) uncovered_market_ms: Counter,
     /// Times markets began to wait because no connection was healthy.
     pub(crate) no_healthy_connections: Counter,
     /// Times markets began to wait because every connection was full.
@@ -247,26 +254,26 @@ impl Counters {
 
     /// Everything, read now.
     pub(crate) fn snapshot(&self, abandoned: bool) -> Stats {
-        let (control, handed, healthy) = (&*self.control, self.handed(), self.healthy());
         Stats {
             connections_total: widen(self.pool.connections()),
-            connections_healthy: healthy.iter().map(|(_, count)| count).sum(),
-            connections_healthy_by_role: healthy,
-            connections_halted: control.halted.total(),
-            connection_attempts: control.attempts.total(),
-            attempts_failed_by_cause: control.attempts_failed.counts(),
-            connections_lost_by_cause: control.connections_lost.counts(),
-            subscriptions_total: control.subscriptions.total(),
-            markets_total: control.markets.total(),
-            markets_wanted: control.markets_wanted.total(),
-            markets_unplaced: control.markets_unplaced.total(),
-            markets_refused: control.markets_refused.total(),
-            no_healthy_connections: control.no_healthy_connections.total(),
-            pool_full: control.pool_full.total(),
+            connections_healthy: self.healthy().iter().map(|(_, count)| count).sum(),
+            connections_healthy_by_role: self.healthy(),
+            connections_halted: self.control.halted.total(),
+            connection_attempts: self.control.attempts.total(),
+            attempts_failed_by_cause: self.control.attempts_failed.counts(),
+            connections_lost_by_cause: self.control.connections_lost.counts(),
+            subscriptions_total: self.control.subscriptions.total(),
+            markets_total: self.control.markets.total(),
+            markets_wanted: self.control.markets_wanted.total(),
+            markets_unplaced: self.control.markets_unplaced.total(),
+            markets_refused: self.control.markets_refused.total(),
+            uncovered_market_seconds: self.control.uncovered_market_ms.seconds_of_ms(),
+            no_healthy_connections: self.control.no_healthy_connections.total(),
+            pool_full: self.control.pool_full.total(),
             messages_received: self.sum(|shard| &shard.messages_received),
-            messages_forwarded: handed.0,
-            messages_consumed: handed.1,
-            messages_abandoned: if abandoned { handed.0.saturating_sub(handed.1) } else { 0 },
+            messages_forwarded: self.handed().0,
+            messages_consumed: self.handed().1,
+            messages_abandoned: self.abandoned(abandoned),
             messages_dropped: self.sum(|shard| &shard.messages_dropped),
             messages_conflated: self.sum(|shard| &shard.messages_conflated),
             messages_kept: self.sum(|shard| &shard.messages_kept),
@@ -274,7 +281,7 @@ impl Counters {
             lifecycle_discarded: self.sum(|shard| &shard.lifecycle_discarded),
             sequence_gaps: self.sum(|shard| &shard.sequence_gaps),
             messages_missed: self.sum(|shard| &shard.messages_missed),
-            recovery: control.recovery.snapshot(),
+            recovery: self.control.recovery.snapshot(),
             messages_duplicate: self.sum(|shard| &shard.duplicates),
             messages_backward: self.sum(|shard| &shard.backward),
             arbitration: self.arbitration(),
@@ -286,11 +293,11 @@ impl Counters {
             unknown_types: self.sum(|shard| &shard.unknown_types),
             unreadable: self.sum(|shard| &shard.unreadable),
             reports_lost: self.sum(|shard| &shard.reports_lost),
-            reconnects: control.reconnects.iter().map(Counter::total).sum(),
+            reconnects: self.control.reconnects.iter().map(Counter::total).sum(),
             reconnects_by_connection: self.reconnects(),
-            subscribe_errors: subscribe_errors(control).iter().map(|error| error.count).sum(),
-            subscribe_errors_by_code: subscribe_errors(control),
-            commands_timed_out: control.commands_timed_out.total(),
+            subscribe_errors: subscribe_errors(&self.control).iter().map(|error| error.count).sum(),
+            subscribe_errors_by_code: subscribe_errors(&self.control),
+            commands_timed_out: self.control.commands_timed_out.total(),
             events_dropped: self.events_dropped(),
             connections_silent: self.sum(|shard| &shard.silent),
             silences: self.sum(|shard| &shard.silences),
@@ -300,10 +307,10 @@ impl Counters {
             shard_restarts: self.sum(|shard| &shard.restarts),
             cycles_slow: self.sum(|shard| &shard.cycles_slow),
             cycle_ns_max: self.highest(|shard| &shard.cycle_ns_max),
-            clock_corrections: control.clock_corrections.total(),
-            clock_skew_ms: control.clock_skew_ms.total().cast_signed(),
-            tls_resumed: control.tls_resumed.total(),
-            tls_full: control.tls_full.total(),
+            clock_corrections: self.control.clock_corrections.total(),
+            clock_skew_ms: self.control.clock_skew_ms.total().cast_signed(),
+            tls_resumed: self.control.tls_resumed.total(),
+            tls_full: self.control.tls_full.total(),
             bytes_received: self.sum(|shard| &shard.bytes_received),
             handler_calls: self.sum(|shard| &shard.handler_calls),
             handler_busy_ns: self.sum(|shard| &shard.handler_busy_ns),
@@ -327,6 +334,12 @@ impl Counters {
     fn shard_stats(&self) -> Vec<ShardStats> {
         let each = (0u16..).zip(&self.shards);
         each.map(|(id, shard)| ShardStats::of(id, shard)).collect()
+    }
+
+    /// Messages handed over that nobody takes any more, if that is so.
+    fn abandoned(&self, abandoned: bool) -> u64 {
+        let (forwarded, consumed) = self.handed();
+        if abandoned { forwarded.saturating_sub(consumed) } else { 0 }
     }
 
     /// Messages handed over, and those of them that were taken.
@@ -410,6 +423,10 @@ pub struct Stats {
     pub markets_unplaced: u64,
     /// How often a market was refused by itself.
     pub markets_refused: u64,
+    /// How long order-book markets were not covered, summed over all of them, in seconds; see
+    /// [`Event::Uncovered`](crate::Event::Uncovered). Those that are not covered now count until
+    /// now.
+    pub uncovered_market_seconds: f64,
     /// How often markets began to wait because no connection was healthy.
     pub no_healthy_connections: u64,
     /// How often markets began to wait because every healthy connection was full.

@@ -16,6 +16,7 @@
 //! it may be asked, `plan` what to ask next, `repair` what gaps call for, `reply` what answers
 //! mean, `single` the legacy dialect.
 
+mod covered;
 mod directory;
 mod list;
 mod member;
@@ -37,6 +38,7 @@ use crate::assign::{Assigner, Unplaced};
 use crate::assignments::Assignments;
 use crate::code::ExchangeCode;
 use crate::config::ConfigBuilder;
+use crate::coverage::{Coverage, Since, UncoveredReason};
 use crate::dialect::Dialect;
 use crate::gap::GapPolicy;
 use crate::ids::{ConnId, Role, Sid, Ticker, widen};
@@ -101,11 +103,16 @@ pub(crate) struct Subscriptions {
     wanted: u64,
     confirmed: u64,
     repairs: Repairs,
+    coverage: Coverage,
+    /// When the connection that is being taken down brought its last data.
+    quiet_since: Option<Instant>,
     /// To be told to the host.
     refusals: Vec<Refusal>,
     /// Whether the exchange names its subscriptions when asked; believed until it refuses.
     lists: bool,
     born: Instant,
+    /// The time of the event being dealt with.
+    now: Instant,
     /// The time of the event being dealt with, in tenths of a second since `born`.
     tenths: u32,
 }
@@ -131,9 +138,12 @@ impl Subscriptions {
             wanted: 0,
             confirmed: 0,
             repairs: Repairs::new(settings.gap_policy, settings.recovery_rate),
+            coverage: Coverage::new(roles.len(), covered::no_clock(now)),
+            quiet_since: None,
             refusals: Vec::new(),
             lists: true,
             born: now,
+            now,
             tenths: 0,
         }
     }
@@ -142,6 +152,7 @@ impl Subscriptions {
     fn at(&mut self, now: Instant) {
         let tenths = now.saturating_duration_since(self.born).as_millis() / 100;
         self.tenths = u32::try_from(tenths).unwrap_or(u32::MAX);
+        self.now = now;
     }
 
     // What should be.
@@ -172,6 +183,7 @@ impl Subscriptions {
         }
         // It leaves its list by the priority it joined with.
         self.shelve(slot, Shelf::Nowhere);
+        let lacked = self.lacks(slot);
         let Some(market) = self.directory.get_mut(slot) else { return };
         market.priority = priority;
         let conn = market.conn();
@@ -182,6 +194,8 @@ impl Subscriptions {
                 member.wanted = if wanted { member.wanted + 1 } else { member.wanted - 1 };
             }
         }
+        let since = Since { at: self.now, reason: UncoveredReason::NotSubscribed };
+        self.follow(slot, lacked, since);
         self.file(slot);
     }
 
@@ -251,6 +265,7 @@ impl Subscriptions {
             if let Some(member) = self.member(conn) {
                 member.wanted += 1;
             }
+            self.follow_move(slot, None);
             self.file(slot);
         }
         None
@@ -270,6 +285,7 @@ impl Subscriptions {
                 member.wanted -= 1;
             }
         }
+        self.follow_move(slot, conn);
         self.file(slot);
     }
 
@@ -305,6 +321,8 @@ impl Subscriptions {
             member.reset();
             member.down_since = member.down_since.or(Some(now));
         }
+        self.follow_line(conn);
+        self.quiet_since = None;
     }
 
     /// The connection is given up: its markets look for another.
@@ -362,7 +380,7 @@ impl Subscriptions {
 
     /// This is what is known of a market now.
     fn learn(&mut self, slot: Slot, observed: Observed) {
-        let tenths = self.tenths;
+        let (tenths, lacked) = (self.tenths, self.lacks(slot));
         let Some(market) = self.directory.get_mut(slot) else { return };
         market.since = tenths;
         let was = std::mem::replace(&mut market.observed, observed);
@@ -375,6 +393,7 @@ impl Subscriptions {
         if let Some(member) = conn.and_then(|conn| self.member(conn)) {
             member.present = member.present + usize::from(after) - usize::from(before);
         }
+        self.follow(slot, lacked, self.loss(conn));
         self.file(slot);
     }
 
@@ -458,7 +477,10 @@ impl Subscriptions {
             let live = live.into_iter().flatten().filter(|&at| member.live && at > now).min();
             earlier(live, self.migrates_at(member).filter(|&at| at > now))
         };
-        self.members.iter().filter_map(deadline).min()
+        earlier(
+            self.members.iter().filter_map(deadline).min(),
+            self.coverage.due().filter(|&due| due > now),
+        )
     }
 
     // Questions.

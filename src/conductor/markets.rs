@@ -54,6 +54,15 @@ impl<L> Conductor<L> {
         }
     }
 
+    /// Tells of markets that were not covered.
+    pub(super) fn tell_uncovered(&mut self, now: Instant) {
+        for uncovered in self.parts.subscriptions.take_uncovered(now) {
+            self.event(Event::Uncovered(Box::new(uncovered)));
+        }
+        let more = self.parts.subscriptions.uncovered_ms(now);
+        self.parts.counters.control.uncovered_market_ms.add(more);
+    }
+
     /// Sends every connection the commands it may have now.
     pub(super) fn request(&mut self, now: Instant) {
         for index in self.parts.subscriptions.in_turn() {

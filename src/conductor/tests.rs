@@ -160,7 +160,10 @@ impl World {
         for (conn, epoch) in lost {
             self.live.remove(&conn);
             let cause = cause.clone();
-            self.reports.send(Report::Down { conn, epoch, cause, heard: true }).unwrap();
+            let at =
+                crate::clock::Stamp { wall: std::time::SystemTime::UNIX_EPOCH, mono: self.now };
+            let (heard, last_data) = (true, self.now);
+            self.reports.send(Report::Down { conn, epoch, cause, heard, last_data, at }).unwrap();
         }
     }
 

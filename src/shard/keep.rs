@@ -6,7 +6,7 @@
 use std::time::Instant;
 
 use super::{HELD_RETRY, Scratch, Shard};
-use crate::batch::{Buffer, Continuity};
+use crate::batch::{Buffer, Continuity, Entry};
 use crate::conflate::{Absorbed, Conflated, Debt};
 use crate::ids::{Role, widen};
 use crate::mailbox::Untold;
@@ -19,6 +19,7 @@ impl<T: Transport> Shard<T> {
     pub(super) fn conflate(&mut self, index: usize, batch: Box<Buffer>, now: Instant) {
         let Some(slot) = self.slots.get_mut(index) else { return };
         let (mut absorbed, limits) = (Absorbed::default(), self.conflate);
+        let at = batch.received_at;
         if let Some(kept) = &mut slot.kept {
             absorbed = kept.absorb(&batch, &batch.entries);
             self.outlet.recycle(batch);
@@ -31,6 +32,9 @@ impl<T: Transport> Shard<T> {
         }
         if slot.kept.is_none() {
             return;
+        }
+        if let (Some((_, link)), 1..) = (&mut slot.live, absorbed.dropped) {
+            link.lapses.dropped_some(absorbed.dropped, at);
         }
         let lost = absorbed.conflated.saturating_add(absorbed.dropped);
         self.counters.messages_dropped.add(lost);
@@ -87,6 +91,12 @@ impl<T: Transport> Shard<T> {
         let Some(slot) = self.slots.get_mut(index) else { return };
         let Some(kept) = slot.kept.take() else { return };
         for Debt { line, first, messages } in kept.debts() {
+            if let Some((arbiter, _)) = self.pairs.of(index) {
+                // The pair tells it, on whichever line comes first.
+                let (sid, gap_size) = (line.and_then(|(_, sid)| sid), messages.saturating_sub(1));
+                arbiter.give_back(&[Entry::lost(sid, gap_size)]);
+                continue;
+            }
             match (&mut slot.live, line) {
                 (Some((_, link)), Some((epoch, Some(sid)))) if link.epoch == epoch => {
                     let continuity = if first { Continuity::First } else { Continuity::Next };

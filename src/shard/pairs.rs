@@ -7,6 +7,7 @@ use std::time::Instant;
 use super::Shard;
 use crate::arbitration::{Arbiter, ArbiterSettings, Arbitration, Look};
 use crate::batch::{Buffer, Entry};
+use crate::clock::Stamp;
 use crate::ids::{ConnId, Role, widen};
 use crate::lines::Line;
 use crate::link::Link;
@@ -77,13 +78,14 @@ impl Pairs {
         index: usize,
         link: &mut Link,
         entries: &[Entry],
-        at: Instant,
+        at: Stamp,
         counters: &ShardCounters,
     ) {
         match self.of(index) {
             None => link.dropped(entries, at, counters),
             Some((arbiter, _)) => {
                 counters.messages_dropped.add(widen(entries.len()));
+                link.lapses.dropped(entries, at);
                 arbiter.give_back(entries);
             }
         }

@@ -39,7 +39,9 @@ impl<T: Transport> Shard<T> {
             // Taken over or lost just when it happened: the conductor still believes in it.
             if std::mem::take(&mut slot.up) {
                 let (conn, epoch, heard) = (slot.conn, slot.epoch, false);
-                self.report(Report::Down { conn, epoch, cause: cause(), heard });
+                let (at, cause) = (self.transport.stamp(), cause());
+                let last_data = at.mono;
+                self.report(Report::Down { conn, epoch, cause, heard, last_data, at });
             }
         }
         // What is held is offered again, and every other deadline found anew.

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use super::{HELD_RETRY, Shard};
 use crate::event::Event;
 use crate::held::Held;
+use crate::link::Link;
 use crate::mailbox::Report;
 use crate::spill::Over;
 use crate::timer::{Moment, after, earlier};
@@ -20,6 +21,7 @@ impl<T: Transport> Shard<T> {
         for index in 0..self.slots.len() {
             self.retry_held(index, moment.now);
             self.offer_kept(index, moment.now);
+            self.tell_lapse(index, moment.judged);
             self.tick(index, moment);
             if let Some(deadline) = self.deadline(index, moment.now) {
                 self.alarm.arm(deadline);
@@ -37,8 +39,20 @@ impl<T: Transport> Shard<T> {
         let slot = self.slots.get(index)?;
         let waits = !slot.held.is_nothing() || slot.kept.is_some();
         let retry = waits.then(|| after(now, HELD_RETRY));
-        let live = slot.live.as_ref().map(|(_, link)| link.deadline());
+        let link = slot.live.as_ref().map(|(_, link)| link);
+        let live = earlier(link.map(Link::deadline), link.and_then(|link| link.lapses.due()));
         earlier(retry, live)
+    }
+
+    /// Tells what was lost lately, once nothing more is and there is time for it.
+    fn tell_lapse(&mut self, index: usize, now: Instant) {
+        let busy = self.reports.len() >= self.reports.capacity().unwrap_or(0) / 2;
+        let at = self.transport.stamp();
+        let Some(link) = self.live(index).filter(|_| !busy) else { return };
+        let (conn, epoch) = (link.conn, link.epoch);
+        if let Some(lapse) = link.lapses.take(now) {
+            self.report(Report::Lapse { conn, epoch, lapse, at });
+        }
     }
 
     fn retry_held(&mut self, index: usize, now: Instant) {

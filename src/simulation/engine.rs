@@ -186,7 +186,8 @@ impl Engine {
         let connector = parts.connector(dial_receiver, dialed_sender);
         let (control, control_receiver) = bounded(64);
         let (event_sender, events) = bounded(100_000);
-        let now = network.borrow().clock.mono();
+        let stamp = network.borrow().clock.stamp();
+        let now = stamp.mono;
         let inputs = Inputs {
             control: control_receiver,
             changes: never(),
@@ -196,7 +197,7 @@ impl Engine {
         };
         let connector_box = Mailbox { orders: dial_sender, wake: parts.wake(CONNECTOR) };
         let ends = (inputs, connector_box, boxes);
-        let parts = conductor_parts(settings, ends, event_sender, &counters, now);
+        let parts = conductor_parts(settings, ends, event_sender, &counters, stamp);
         let mut conductor = Conductor::new(parts, now);
         let markets = markets.map(|name| name.parse::<Ticker>().unwrap());
         let (mut registry, host) = ChannelRegistry::new(markets, 1_024, 16);
@@ -370,8 +371,9 @@ fn conductor_parts(
     (inputs, connector, shards): Ends,
     events: Sender<Event>,
     counters: &Arc<Counters>,
-    now: Instant,
+    clock: Stamp,
 ) -> ConductorParts<SimLink> {
+    let now = clock.mono;
     let config = &settings.config;
     let plan = SubscriptionSettings::new(config);
     ConductorParts {
@@ -380,7 +382,7 @@ fn conductor_parts(
         shards,
         events,
         counters: Arc::clone(counters),
-        subscriptions: Subscriptions::new(settings.pool.iter(), plan, now),
+        subscriptions: Subscriptions::new(settings.pool.iter(), plan, now).with_clock(clock),
         backoff: Backoff {
             initial: config.reconnect_initial,
             max: config.reconnect_max,

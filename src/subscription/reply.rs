@@ -77,6 +77,7 @@ impl Subscriptions {
         } else {
             self.shared_ended(conn, (flight, verdict), ended, now);
         }
+        self.follow_line(conn);
         markets
     }
 
@@ -196,6 +197,7 @@ impl Subscriptions {
         } else {
             self.shared_late(conn, &flight, ended);
         }
+        self.follow_line(conn);
         flight.markets.iter().for_each(|&slot| self.file(slot));
     }
 

@@ -316,6 +316,10 @@ impl World {
             waiting += u64::from(market.conn == 0);
             assert_eq!(market.wanted, self.wanted.contains_key(ticker));
         }
+        let all = self.plan.directory.iter();
+        let lacking = all.filter(|(_, _, m)| m.wanted && m.observed != Observed::Present);
+        let lacking: Vec<_> = lacking.map(|(slot, _, market)| (slot, market.conn())).collect();
+        self.plan.coverage.check(&lacking);
         assert_eq!(self.plan.totals(), (wanted, confirmed));
         assert_eq!(self.plan.waiting(), waiting);
         assert_eq!(wanted, widen(self.wanted.len()));

@@ -41,6 +41,8 @@ pub(crate) struct Summary {
     /// Snapshots asked for, and subscriptions opened anew.
     pub(crate) recovery_snapshots: u64,
     pub(crate) recovery_reopened: u64,
+    /// How long order-book markets were not covered, summed over all of them.
+    pub(crate) uncovered_market_seconds: f64,
     /// How long markets were suspect.
     pub(crate) recovery_ns: Spread,
     /// Second copies of what redundant lines brought.
@@ -155,6 +157,7 @@ impl Summary {
             suspect_markets: live.recovery.suspect_markets,
             recovery_snapshots: last.recovery.books_asked,
             recovery_reopened: last.recovery.reopened,
+            uncovered_market_seconds: last.uncovered_market_seconds,
             recovery_ns: Spread::of(&last.recovery.times),
             duplicates_dropped: last.arbitration.duplicates_dropped,
             reconnects: last.reconnects,
@@ -231,6 +234,11 @@ impl Summary {
             writeln!(out, "{reopened} reopened, {} markets suspect", self.suspect_markets)?;
             self.recovery_ns.write(out)?;
         }
+        writeln!(
+            out,
+            "coverage      {:.1} market-seconds not covered, of {} markets",
+            self.uncovered_market_seconds, self.markets_total
+        )?;
         writeln!(out, "latency       socket read to consumer: {}", figures(self.latency_ns))?;
         if let Some(demo) = &self.demo {
             demo.write(out)?;
@@ -365,7 +373,7 @@ mod tests {
         messages_received messages_forwarded messages_consumed messages_dropped \
         messages_abandoned lifecycle_forwarded lifecycle_discarded sequence_gaps \
         messages_missed duplicates_dropped recoveries suspect_markets recovery_ns \
-        recovery_snapshots recovery_reopened \
+        recovery_snapshots recovery_reopened uncovered_market_seconds \
         reconnects subscribe_errors bytes_received wall_seconds cpu_seconds \
         cpu_ns_per_message max_rss_bytes latency_ns shards";
 

@@ -49,6 +49,15 @@ fn a_slow_consumer_may_hold_its_connections_back_and_lose_nothing() {
 }
 
 #[test]
+fn a_slow_consumer_may_have_the_newest_ticker_of_each_market() {
+    let summary = demo("--slow-consumer 0.1 --overflow conflate --duration 4s");
+    let dropped = count(&summary["messages_dropped"]);
+    assert!(dropped > 20_000, "it was slow: {dropped}");
+    assert_eq!(summary["ledger"]["covered"], dropped);
+    assert!(summary["uncovered_market_seconds"].as_f64().unwrap() > 0.0, "{summary}");
+}
+
+#[test]
 fn frames_the_exchange_drops_are_told_of() {
     let summary = demo("--drop-rate 0.01 --duration 4s");
     let missed = count(&summary["messages_missed"]);
