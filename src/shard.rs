@@ -489,6 +489,8 @@ impl<T: Transport> Shard<T> {
         }
         if let Some(gaps) = gaps {
             self.report(Report::Gaps { conn, epoch, gaps });
+            // Books that were asked for are waited for less long from now on.
+            self.arm(index);
         }
         if !tickers.is_empty() {
             self.report(Report::Books { conn, epoch, tickers });

@@ -3,6 +3,7 @@
 
 use super::*;
 use crate::mailbox::BOOK_REPORTS_MAX;
+use crate::request::Ask;
 use crate::suspicion::SuspicionSettings;
 
 fn following(message_buffer: usize) -> World {
@@ -113,6 +114,23 @@ fn f9_gaps_are_told_together_while_the_conductor_has_much_to_do() {
     let told = news(&world);
     assert_eq!(told[1..], ["gap 100 of [1]", "A"], "{told:?}");
     assert!(told[0].split(' ').all(|market| market == "A") && told.len() == 3);
+}
+
+#[test]
+fn f1_a_book_that_may_be_lost_is_missed_within_a_fifth_of_the_time() {
+    let mut world = following(100);
+    let peer = world.adopt(BOOK, 1, Vec::new(), 0.0);
+    world.give(BOOK, &peer, vec![Chunk::Bytes(of("delta", 1, "A"))], 0.5);
+    world.ask(Ask::Books(crate::ids::Sid::new(1)), 1.0);
+    world.give(BOOK, &peer, vec![Chunk::Bytes(of("delta", 3, "A"))], 1.5);
+    assert!((world.due() - 2.5).abs() < 0.001, "{}", world.due());
+    news(&world);
+    world.settle(2.5);
+    let ended = world.reports.try_iter().find_map(|report| match report {
+        Report::Ended { ended, .. } => Some(ended.outcome),
+        _ => None,
+    });
+    assert_eq!(ended, Some(crate::command::Outcome::TimedOut));
 }
 
 #[test]
