@@ -68,7 +68,7 @@ fn frames_the_exchange_drops_are_told_of() {
 
 #[test]
 fn redundant_lines_become_one_stream_whose_gaps_are_those_of_both() {
-    let flags = "--arbitrate first-wins --drop-rate 0.02 --cut 6 --rate 60000 --duration 5s";
+    let flags = "--arbitrate first-wins --drop-rate 0.02 --cut 6 --rate 10000 --duration 5s";
     let summary = demo(flags);
     let duplicates = count(&summary["duplicates_dropped"]);
     assert!(duplicates > 1_000, "{summary}");
