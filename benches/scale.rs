@@ -56,7 +56,8 @@ impl Point {
         let task = Task { access: &access, jobs: &jobs, cores, messages };
         let floor = peers::floor(&task, frame_bytes, go, halt);
         self.floor.push(floor.ns());
-        let run = Run { layout, cores, shards: self.shards, taking: Taking::Lent, messages };
+        let (shards, taking, tune) = (self.shards, Taking::Lent, std::convert::identity);
+        let run = Run { layout, cores, shards, taking, messages, tune };
         let Outcome { lost, .. } = {
             let outcome = engine(&facts, &run, go, halt);
             self.engine.push(outcome.ns());

@@ -2,7 +2,8 @@
 //! libraries people use, each doing the same work, in interleaved rounds.
 //!
 //! `cargo bench --bench throughput -- [--messages N] [--rounds N] [--quick] [--json]`; with
-//! `--only kalshi_feed` one client alone, for a profiler.
+//! `--only kalshi_feed` one client alone, for a profiler; with `--policies` the engine alone under
+//! each of its policies, beside itself without.
 
 #![allow(
     clippy::as_conversions,
@@ -15,6 +16,7 @@
 
 mod support;
 
+use kalshi_feed::{Arbitration, ConfigBuilder, GapPolicy, Overflow, OverflowPolicy};
 use peers::{Cores, Outcome, Sim, SimSettings, Task, plan};
 use serde_json::{Value, json};
 use support::engine::{Run, Taking, engine};
@@ -46,6 +48,26 @@ const CLIENTS: [&str; 6] = [
     "fastwebsockets",
 ];
 
+/// The engine under its policies: the first has none, and waits rather than drops.
+const POLICIES: [&str; 6] =
+    ["off", "drop_newest", "conflate", "resnapshot", "resubscribe", "first_wins"];
+
+/// The settings of a policy.
+fn tune(policy: &str) -> fn(ConfigBuilder) -> ConfigBuilder {
+    match policy {
+        "drop_newest" => |config| config.overflow(Overflow::DropNewest),
+        "conflate" => |config| {
+            let mut overflow = OverflowPolicy::from(Overflow::Backpressure);
+            overflow.ticker = Overflow::ConflateByMarket;
+            config.overflow(overflow)
+        },
+        "resnapshot" => |config| config.gap_policy(GapPolicy::Resnapshot),
+        "resubscribe" => |config| config.gap_policy(GapPolicy::Resubscribe),
+        "first_wins" => |config| config.arbitration(Arbitration::FirstWins),
+        _ => std::convert::identity,
+    }
+}
+
 /// One setting of packing and cores: all clients in turn, round after round.
 struct Series {
     packing: &'static str,
@@ -53,17 +75,19 @@ struct Series {
     messages: u64,
     rounds: u64,
     only: Option<String>,
+    clients: &'static [&'static str],
 }
 
 /// What a series gave, client by client.
 struct Figures {
+    clients: &'static [&'static str],
     outcomes: Vec<Vec<Outcome>>,
     shape: Shape,
 }
 
 impl Figures {
     fn median(&self, name: &str, of: impl Fn(&Outcome) -> f64) -> f64 {
-        let at = CLIENTS.iter().position(|client| *client == name).unwrap();
+        let at = self.clients.iter().position(|client| *client == name).unwrap();
         median(&self.outcomes[at].iter().map(of).collect::<Vec<_>>())
     }
 
@@ -73,7 +97,7 @@ impl Figures {
 
     /// The least of all rounds: what other load on the machine disturbs least.
     fn best(&self, name: &str) -> f64 {
-        let at = CLIENTS.iter().position(|client| *client == name).unwrap();
+        let at = self.clients.iter().position(|client| *client == name).unwrap();
         self.outcomes[at].iter().map(Outcome::ns).fold(f64::NAN, f64::min)
     }
 
@@ -119,11 +143,11 @@ impl Series {
         let before = sim.tell("stats");
         self.client(&mut sim, "kalshi_feed", self.messages / 5, 300.0);
         let frame_bytes = support::shape(&mut sim, before).frame_bytes;
-        let mut outcomes = vec![Vec::new(); CLIENTS.len()];
+        let mut outcomes = vec![Vec::new(); self.clients.len()];
         let before = sim.tell("stats");
         for turn in 0..self.rounds {
             let wanted = |name: &str| self.only.as_ref().is_none_or(|only| only == name);
-            let clients = CLIENTS.iter().zip(&mut outcomes).filter(|(name, _)| wanted(name));
+            let clients = self.clients.iter().zip(&mut outcomes).filter(|(name, _)| wanted(name));
             for (name, outcomes) in clients {
                 let outcome = self.client(&mut sim, name, self.messages, frame_bytes);
                 eprintln!(
@@ -138,15 +162,16 @@ impl Series {
                 outcomes.push(outcome);
             }
         }
-        Figures { outcomes, shape: support::shape(&mut sim, before) }
+        Figures { clients: self.clients, outcomes, shape: support::shape(&mut sim, before) }
     }
 
     fn client(&self, sim: &mut Sim, name: &str, messages: u64, frame_bytes: f64) -> Outcome {
         let facts = sim.facts.clone();
         let (access, jobs) = (facts.access(), plan(POOL, &facts.markets));
         let task = Task { access: &access, jobs: &jobs, cores: self.cores, messages };
-        let taking = if name == "kalshi_feed" { Taking::Lent } else { Taking::Owned };
-        let run = Run { layout: POOL, cores: self.cores, shards: 1, taking, messages };
+        let taking = if name == "kalshi_feed_owned" { Taking::Owned } else { Taking::Lent };
+        let (cores, tune) = (self.cores, tune(name));
+        let run = Run { layout: POOL, cores, shards: 1, taking, messages, tune };
         let sim = std::cell::RefCell::new(sim);
         let go = || {
             sim.borrow_mut().tell("mode flood");
@@ -164,6 +189,17 @@ impl Series {
     }
 }
 
+/// Tells what each policy costs.
+fn policies(flags: &Flags, figures: &Figures) {
+    let mut all = json!({});
+    for name in POLICIES {
+        all[format!("{name}_ns")] = json!(round(figures.ns(name), 1));
+        let ratio = figures.best(name) / figures.best("off");
+        all[format!("{name}_ratio_best")] = json!(round(ratio, 3));
+    }
+    support::tell("policies", flags, &all, all.clone());
+}
+
 fn main() {
     let flags = Flags::read();
     support::need_two_cores();
@@ -176,8 +212,12 @@ fn main() {
     let only = flags.text("--only");
     let series = |packing, cores, rounds| {
         let only = only.clone();
-        Series { packing, cores, messages, rounds, only }
+        Series { packing, cores, messages, rounds, only, clients: &CLIENTS }
     };
+    if flags.has("--policies") {
+        let series = Series { clients: &POLICIES, ..series("whole", apart, rounds) };
+        return policies(&flags, &series.run(&executable));
+    }
     eprintln!("judged: whole frames in 16 KiB records, consumer on the other core");
     let judged = series("whole", apart, rounds).run(&executable);
     let (mut same_core, mut single) = (Value::Null, Value::Null);

@@ -31,6 +31,8 @@ pub(crate) struct Run {
     pub(crate) shards: usize,
     pub(crate) taking: Taking,
     pub(crate) messages: u64,
+    /// What is set otherwise than `settings` has it.
+    pub(crate) tune: fn(ConfigBuilder) -> ConfigBuilder,
 }
 
 /// Settings against this exchange: the defaults, but for bounds that wait rather than drop.
@@ -52,7 +54,8 @@ pub(crate) fn engine(facts: &Facts, run: &Run, go: impl FnOnce(), halt: impl FnO
     let tickers = facts.markets.iter().map(|ticker| ticker.parse().unwrap());
     let tickers: Vec<_> = if run.layout.orderbook > 0 { tickers.collect() } else { Vec::new() };
     let markets = tickers.len() as u64;
-    let config = settings(facts, run.layout, vec![run.cores.io; run.shards]).build().unwrap();
+    let config = settings(facts, run.layout, vec![run.cores.io; run.shards]);
+    let config = (run.tune)(config).build().unwrap();
     let mut manager = Manager::new(config, StaticRegistry::new(tickers));
     let messages = manager.messages().unwrap();
     let handle = manager.handle();
