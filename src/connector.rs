@@ -30,6 +30,10 @@ use crate::upgrade::{self, Answer};
 /// that a peer sending nothing but empty records cannot hold the thread.
 const ANSWER_READS_MAX: usize = 64;
 
+/// How long the body of a refusal is waited for that does not say where it ends, from its head on:
+/// what a server has to say it sends at once, and some keep the socket open behind it.
+const BODY_WAIT: Duration = Duration::from_secs(1);
+
 /// The part of an attempt's time that a lookup has, when there are addresses known from before.
 const LOOKUP_SHARE: u32 = 4;
 
@@ -84,12 +88,19 @@ enum Progress<L> {
     Securing {
         link: L,
     },
-    Upgrading {
-        link: L,
-        key: String,
-        outgoing: Vec<u8>,
-        plain: Vec<u8>,
-    },
+    Upgrading(Asked<L>),
+}
+
+/// A request on its way, or sent, and what has come in answer.
+struct Asked<L> {
+    link: L,
+    key: String,
+    outgoing: Vec<u8>,
+    plain: Vec<u8>,
+    /// When the answer began to come: the time that a date in it is to be compared with.
+    heard: Option<SystemTime>,
+    /// Until then, once a refusal has come whose body does not say where it ends.
+    until: Option<Instant>,
 }
 
 impl<L> Progress<L> {
@@ -98,7 +109,7 @@ impl<L> Progress<L> {
             Self::Resolving { .. } => Stage::Resolving,
             Self::Connecting { .. } => Stage::Connecting,
             Self::Securing { .. } => Stage::Securing,
-            Self::Upgrading { .. } => Stage::Upgrading,
+            Self::Upgrading(_) => Stage::Upgrading,
         }
     }
 
@@ -107,30 +118,27 @@ impl<L> Progress<L> {
         match self {
             Self::Resolving { until } => *until,
             Self::Connecting { until, .. } => Some(*until),
-            Self::Securing { .. } | Self::Upgrading { .. } => None,
+            Self::Securing { .. } => None,
+            Self::Upgrading(asked) => asked.until,
         }
     }
 
-    /// Why it is over when its time is: a refusal whose body never came in full still counts.
-    fn overdue(&self, wall: SystemTime) -> Cause {
-        let stage = self.stage();
-        match self {
-            Self::Upgrading { key, plain, .. } if !plain.is_empty() => {
-                match upgrade::read(plain, key, wall, true) {
-                    Answer::Refused { cause: cause @ Cause::Upgrade { .. }, .. } => cause,
-                    _ => Cause::Timeout { stage },
-                }
-            }
-            _ => Cause::Timeout { stage },
+    /// Why it is over when its time is, and how far the server's clock is ahead, if it says: a
+    /// refusal whose body never ended counts all the same.
+    fn overdue(&self, wall: SystemTime) -> (Cause, Option<i64>) {
+        let timeout = Cause::Timeout { stage: self.stage() };
+        let Self::Upgrading(asked) = self else { return (timeout, None) };
+        match upgrade::read(&asked.plain, &asked.key, asked.heard.unwrap_or(wall), true) {
+            Answer::Refused { cause: cause @ Cause::Upgrade { .. }, ahead_ms } => (cause, ahead_ms),
+            _ => (timeout, None),
         }
     }
 
     fn link(&mut self) -> Option<&mut L> {
         match self {
             Self::Resolving { .. } => None,
-            Self::Connecting { link, .. }
-            | Self::Securing { link }
-            | Self::Upgrading { link, .. } => Some(link),
+            Self::Connecting { link, .. } | Self::Securing { link } => Some(link),
+            Self::Upgrading(asked) => Some(&mut asked.link),
         }
     }
 }
@@ -368,9 +376,7 @@ impl<T: Transport, R: Resolver> Connector<T, R> {
                 Ok(false) => Step::Waits(Progress::Securing { link }),
                 Err(cause) => Step::Failed { link: Some(link), cause },
             },
-            Progress::Upgrading { link, key, outgoing, plain } => {
-                self.upgrade(link, key, outgoing, plain, now.wall)
-            }
+            Progress::Upgrading(asked) => self.upgrade(asked, now),
         }
     }
 
@@ -383,63 +389,61 @@ impl<T: Transport, R: Resolver> Connector<T, R> {
         let now_ms = unix_ms(wall).saturating_add_signed(self.skew_ms);
         let credentials = self.parts.credentials.as_ref();
         match Upgrade::new(&self.parts.endpoint, credentials, now_ms) {
-            Ok(Upgrade { bytes, key }) => {
-                Step::Goes(Progress::Upgrading { link, key, outgoing: bytes, plain: Vec::new() })
+            Ok(Upgrade { bytes: outgoing, key }) => {
+                let asked =
+                    Asked { link, key, outgoing, plain: Vec::new(), heard: None, until: None };
+                Step::Goes(Progress::Upgrading(asked))
             }
             Err(cause) => Step::Failed { link: Some(link), cause },
         }
     }
 
-    fn upgrade(
-        &mut self,
-        mut link: T::Link,
-        key: String,
-        mut outgoing: Vec<u8>,
-        mut plain: Vec<u8>,
-        wall: SystemTime,
-    ) -> Step<T::Link> {
-        if let Err(cause) = self.parts.transport.send(&mut link, &mut outgoing) {
-            return Step::Failed { link: Some(link), cause };
+    fn upgrade(&mut self, mut asked: Asked<T::Link>, now: Stamp) -> Step<T::Link> {
+        let transport = &mut self.parts.transport;
+        if let Err(cause) = transport.send(&mut asked.link, &mut asked.outgoing) {
+            return Step::Failed { link: Some(asked.link), cause };
         }
         for _ in 0..ANSWER_READS_MAX {
-            let received = self.parts.transport.receive(&mut link, &mut plain);
+            let received = self.parts.transport.receive(&mut asked.link, &mut asked.plain);
             let ended = !matches!(received, Ok(Received::Some { .. } | Received::Blocked));
-            match upgrade::read(&plain, &key, wall, ended && !plain.is_empty()) {
+            let begun = !asked.plain.is_empty();
+            let wall = asked.heard.unwrap_or(now.wall);
+            asked.heard = begun.then_some(wall);
+            match upgrade::read(&asked.plain, &asked.key, wall, ended && begun) {
                 Answer::Accepted { offset } => {
-                    let unread = plain.split_off(offset.min(plain.len()));
-                    return Step::Done { link, unread };
+                    let unread = asked.plain.split_off(offset.min(asked.plain.len()));
+                    return Step::Done { link: asked.link, unread };
                 }
-                Answer::Refused { cause, date } => {
-                    self.note_skew(&cause, date, wall);
-                    return Step::Failed { link: Some(link), cause };
+                Answer::Refused { cause, ahead_ms } => {
+                    self.note_skew(&cause, ahead_ms);
+                    return Step::Failed { link: Some(asked.link), cause };
                 }
+                // From its head on, however much comes after.
+                Answer::Endless => asked.until = asked.until.or(Some(after(now.mono, BODY_WAIT))),
                 Answer::Partial => {}
             }
             match received {
                 Ok(Received::Some { .. }) => {}
-                Ok(Received::Blocked) => {
-                    return Step::Waits(Progress::Upgrading { link, key, outgoing, plain });
-                }
+                Ok(Received::Blocked) => return Step::Waits(Progress::Upgrading(asked)),
                 Ok(Received::Ended) => {
-                    return Step::Failed { link: Some(link), cause: Cause::Ended };
+                    return Step::Failed { link: Some(asked.link), cause: Cause::Ended };
                 }
-                Err(cause) => return Step::Failed { link: Some(link), cause },
+                Err(cause) => return Step::Failed { link: Some(asked.link), cause },
             }
         }
         let message = "an answer without end".to_owned();
-        Step::Failed { link: Some(link), cause: Cause::Handshake { message } }
+        Step::Failed { link: Some(asked.link), cause: Cause::Handshake { message } }
     }
 
     /// The exchange says our time is off: believe its clock from now on.
-    fn note_skew(&mut self, cause: &Cause, date: Option<SystemTime>, wall: SystemTime) {
+    fn note_skew(&mut self, cause: &Cause, ahead_ms: Option<i64>) {
         let expired = matches!(cause, Cause::Upgrade { status: 401, detail, .. }
             if detail.contains("header_timestamp_expired"));
-        if let Some(date) = date.filter(|_| expired) {
-            let ms = |time| i64::try_from(unix_ms(time)).unwrap_or(i64::MAX);
-            self.skew_ms = ms(date).saturating_sub(ms(wall));
+        if let Some(ahead_ms) = ahead_ms.filter(|_| expired) {
+            self.skew_ms = ahead_ms;
             self.parts.counters.clock_corrections.add(1);
-            self.parts.counters.clock_skew_ms.set(self.skew_ms.cast_unsigned());
-            log::warn!("this clock is {} ms off the exchange's; signing by its time", self.skew_ms);
+            self.parts.counters.clock_skew_ms.set(ahead_ms.cast_unsigned());
+            log::warn!("this clock is {ahead_ms} ms off the exchange's; signing by its time");
         }
     }
 
@@ -471,7 +475,8 @@ impl<T: Transport, R: Resolver> Connector<T, R> {
 
     /// The attempt's time is up, or that of its stage.
     fn overdue(&mut self, mut attempt: Attempt<T::Link>, now: Stamp) {
-        let cause = attempt.progress.overdue(now.wall);
+        let (cause, ahead_ms) = attempt.progress.overdue(now.wall);
+        self.note_skew(&cause, ahead_ms);
         if attempt.deadline <= now.mono {
             return self.give_up(attempt, cause);
         }
@@ -480,7 +485,8 @@ impl<T: Transport, R: Resolver> Connector<T, R> {
                 self.dial_next(&mut attempt, link, cause, now.mono)
             }
             Progress::Resolving { .. } => return self.dial_known(attempt, now),
-            progress => Step::Waits(progress),
+            Progress::Upgrading(asked) => Step::Failed { link: Some(asked.link), cause },
+            Progress::Securing { link } => Step::Waits(Progress::Securing { link }),
         };
         self.follow(attempt, step, now);
     }

@@ -8,6 +8,7 @@ use tungstenite::handshake::derive_accept_key;
 use tungstenite::handshake::machine::TryParse;
 use tungstenite::http::HeaderMap;
 
+use crate::clock::unix_ms;
 use crate::error::Cause;
 
 /// The longest answer header accepted.
@@ -21,13 +22,16 @@ const DETAIL_CHARS_MAX: usize = 200;
 pub(crate) enum Answer {
     /// More bytes are needed.
     Partial,
+    /// A refusal, and its body goes on until the connection ends, unless it never does.
+    Endless,
     /// A WebSocket; the frames begin at this offset.
     Accepted { offset: usize },
-    /// Something else, and what the server's clock says, if it says.
-    Refused { cause: Cause, date: Option<SystemTime> },
+    /// Something else, and how far the server's clock is ahead, if it says.
+    Refused { cause: Cause, ahead_ms: Option<i64> },
 }
 
-/// Reads the answer to a request made with `key`. `ended` means that no more bytes will come.
+/// Reads the answer to a request made with `key`, which began to come at `wall`. `ended` means that
+/// no more bytes will come.
 pub(crate) fn read(bytes: &[u8], key: &str, wall: SystemTime, ended: bool) -> Answer {
     let (offset, response) = match Response::try_parse(bytes) {
         Ok(Some(parsed)) => parsed,
@@ -40,14 +44,19 @@ pub(crate) fn read(bytes: &[u8], key: &str, wall: SystemTime, ended: bool) -> An
     if status == 101 {
         return match check_accepted(response.headers(), key) {
             Ok(()) => Answer::Accepted { offset },
-            Err(cause) => Answer::Refused { cause, date: None },
+            Err(cause) => Answer::Refused { cause, ahead_ms: None },
         };
     }
     let body = bytes.get(offset..).unwrap_or_default();
-    if !ended && !is_whole(response.headers(), body) {
-        return Answer::Partial;
-    }
     let headers = response.headers();
+    match body_of(status, headers) {
+        _ if ended || body.len() >= BODY_BYTES_MAX => {}
+        Body::None => {}
+        Body::Sized(length) if body.len() >= length => {}
+        Body::Chunked if body.windows(5).any(|end| end == b"0\r\n\r\n") => {}
+        Body::Sized(_) | Body::Chunked => return Answer::Partial,
+        Body::ToTheEnd => return Answer::Endless,
+    }
     let date = text(headers, "date").and_then(|value| httpdate::parse_http_date(value).ok());
     // Two dates of one clock, where there are two: ours may be off.
     let now = date.unwrap_or(wall);
@@ -56,12 +65,16 @@ pub(crate) fn read(bytes: &[u8], key: &str, wall: SystemTime, ended: bool) -> An
         detail: detail(body),
         retry_after: text(headers, "retry-after").and_then(|value| retry_after(value, now)),
     };
-    Answer::Refused { cause, date }
+    Answer::Refused { cause, ahead_ms: date.map(|date| ms(date).saturating_sub(ms(wall))) }
+}
+
+fn ms(time: SystemTime) -> i64 {
+    i64::try_from(unix_ms(time)).unwrap_or(i64::MAX)
 }
 
 fn not_websocket(message: &str) -> Answer {
     let cause = Cause::Handshake { message: message.to_owned() };
-    Answer::Refused { cause, date: None }
+    Answer::Refused { cause, ahead_ms: None }
 }
 
 /// The rules of RFC 6455, section 4.1, for a 101. We ask for no extension and no subprotocol.
@@ -86,19 +99,25 @@ fn check_accepted(headers: &HeaderMap, key: &str) -> Result<(), Cause> {
     Ok(())
 }
 
-/// Whether the body announced has come, as far as anyone will read it.
-fn is_whole(headers: &HeaderMap, body: &[u8]) -> bool {
-    if body.len() >= BODY_BYTES_MAX {
-        return true;
+/// Where the body of a refusal ends (RFC 9112, section 6.3).
+enum Body {
+    None,
+    Sized(usize),
+    Chunked,
+    /// With the connection.
+    ToTheEnd,
+}
+
+fn body_of(status: u16, headers: &HeaderMap) -> Body {
+    if matches!(status, 204 | 304) {
+        return Body::None;
     }
-    let length = text(headers, "content-length").and_then(|value| value.parse::<usize>().ok());
-    let chunked = text(headers, "transfer-encoding").is_some();
-    match length {
-        Some(length) => body.len() >= length,
-        None if chunked => body.windows(5).any(|end| end == b"0\r\n\r\n"),
-        // Then it ends with the connection (RFC 9112, section 6.3).
-        None => false,
+    if let Some(codings) = text(headers, "transfer-encoding") {
+        let last = codings.rsplit(',').next().unwrap_or_default().trim();
+        return if last.eq_ignore_ascii_case("chunked") { Body::Chunked } else { Body::ToTheEnd };
     }
+    let length = text(headers, "content-length").and_then(|value| value.trim().parse().ok());
+    length.map_or(Body::ToTheEnd, Body::Sized)
 }
 
 /// The code, message and details of the exchange's JSON error; otherwise the text itself.
@@ -197,15 +216,15 @@ mod tests {
     fn b1_a_refusal_waits_for_its_body_and_names_the_code() {
         let body = r#"{"error":{"code":"authentication_error","message":"authentication_error","details":"NOT_FOUND"}}"#;
         let text = format!(
-            "HTTP/1.1 401 Unauthorized\r\nDate: Sun, 01 Nov 2026 12:00:00 GMT\r\n\
+            "HTTP/1.1 401 Unauthorized\r\nDate: Sun, 01 Nov 2026 11:59:58 GMT\r\n\
              Content-Length: {}\r\n\r\n{body}",
             body.len()
         );
         assert_eq!(answer(&text[..text.len() - 1], false), Answer::Partial);
-        let Answer::Refused { cause, date } = answer(&text, false) else { panic!() };
+        let Answer::Refused { cause, ahead_ms } = answer(&text, false) else { panic!() };
         let detail = "authentication_error NOT_FOUND".to_owned();
         assert_eq!(cause, Cause::Upgrade { status: 401, detail, retry_after: None });
-        assert_eq!(date, Some(SystemTime::UNIX_EPOCH + Duration::from_secs(1_793_534_400)));
+        assert_eq!(ahead_ms, Some(-2_000));
     }
 
     #[test]
@@ -234,11 +253,25 @@ mod tests {
     fn b2_a_body_without_a_length_is_waited_for_to_its_end() {
         let head = "HTTP/1.1 401 Unauthorized\r\nConnection: close\r\n\r\n";
         let body = r#"{"error":{"code":"header_timestamp_expired"}}"#;
-        assert_eq!(answer(head, false), Answer::Partial, "what it says decides what follows");
+        assert_eq!(answer(head, false), Answer::Endless, "what it says decides what follows");
         let text = format!("{head}{body}");
-        assert_eq!(answer(&text, false), Answer::Partial);
+        assert_eq!(answer(&text, false), Answer::Endless);
         let Cause::Upgrade { detail, .. } = cause(answer(&text, true)) else { panic!() };
         assert_eq!(detail, "header_timestamp_expired");
+    }
+
+    #[test]
+    fn b3_where_a_body_ends_is_read_from_the_head() {
+        let whole = |text: &str| matches!(answer(text, false), Answer::Refused { .. });
+        for head in ["204 No Content", "304 Not Modified"] {
+            assert!(whole(&format!("HTTP/1.1 {head}\r\n\r\n")), "{head}: there is none");
+        }
+        let head = "HTTP/1.1 503 No\r\nContent-Length: 1\r\nTransfer-Encoding:";
+        let chunked = format!("{head} gzip, Chunked\r\n\r\n5\r\nsorry\r\n");
+        assert_eq!(answer(&chunked, false), Answer::Partial, "the length does not count");
+        assert!(whole(&format!("{chunked}0\r\n\r\n")));
+        assert_eq!(answer(&format!("{head} gzip\r\n\r\nsorry"), false), Answer::Endless);
+        assert!(whole(&format!("HTTP/1.1 503 No\r\n\r\n{}", "y".repeat(BODY_BYTES_MAX))));
     }
 
     #[test]

@@ -288,6 +288,90 @@ fn b2_a_refused_time_is_corrected_by_the_servers_date() {
     }
 }
 
+/// A refusal of our time, after this much of its head; by the exchange it is 12:01:30.
+fn expired(head: &str) -> Chunk {
+    let text = format!(
+        "HTTP/1.1 401 Unauthorized\r\nDate: Sun, 01 Nov 2026 12:01:30 GMT\r\n{head}\r\n\
+         {{\"error\":{{\"code\":\"header_timestamp_expired\"}}}}"
+    );
+    Chunk::Bytes(text.into())
+}
+
+#[test]
+fn b2_a_refused_time_without_a_length_on_a_socket_kept_open_is_corrected_within_a_second() {
+    let mut world = World::new(Some(credentials()));
+    let peer = world.dial(1, &[A], 0.0);
+    world.reach_upgrade(&peer, 0.0);
+    world.give(&peer, expired(""), 0.5);
+    assert_eq!((world.due(), world.dialed.len()), (Some(1.5), 0), "the body may go on");
+    world.step(1.5);
+    assert_eq!(world.cause().disposition(), Disposition::ClockTrouble);
+    assert!(peer.sent.try_recv().is_err_and(|error| error.is_disconnected()), "given up");
+    assert_eq!(world.due(), None);
+    let peer = world.dial(2, &[A], 2.0);
+    let second = world.reach_upgrade(&peer, 2.0);
+    let by_its_clock = 1_793_534_400_000 + 90_000 + 1_500;
+    assert_eq!(sent_ms(&second), by_its_clock, "1.5 s after its date came, not after it was read");
+}
+
+#[test]
+fn b2_a_refused_time_whose_body_never_comes_in_full_is_corrected_at_the_deadline() {
+    let mut world = World::new(Some(credentials()));
+    let peer = world.dial(1, &[A], 0.0);
+    world.reach_upgrade(&peer, 0.0);
+    world.give(&peer, expired("Content-Length: 500\r\n"), 0.0);
+    world.give(&peer, Chunk::Bytes(b" ".to_vec()), 5.0);
+    assert_eq!(world.due(), Some(10.0), "a body with a length has all the time there is");
+    world.step(10.0);
+    assert_eq!(world.cause().disposition(), Disposition::ClockTrouble);
+    assert_eq!(world.counters.clock_corrections.total(), 1);
+    assert_eq!(world.counters.clock_skew_ms.total().cast_signed(), 90_000, "as the date came");
+}
+
+#[test]
+fn b3_an_answer_that_has_no_body_is_over_with_its_head() {
+    let mut world = World::new(None);
+    for (epoch, status) in (1..).zip([204, 304]) {
+        let peer = world.dial(epoch, &[A], 0.0);
+        world.reach_upgrade(&peer, 0.0);
+        let head = format!("HTTP/1.1 {status} No\r\n\r\n");
+        world.give(&peer, Chunk::Bytes(head.into()), 0.0);
+        let cause = world.cause();
+        assert!(matches!(cause, Cause::Upgrade { status: told, .. } if told == status), "{cause}");
+    }
+}
+
+#[test]
+fn b4_a_refusal_on_a_socket_kept_open_says_soon_when_to_come_back() {
+    let mut world = World::new(None);
+    let peer = world.dial(1, &[A], 0.0);
+    world.reach_upgrade(&peer, 0.0);
+    world.give(&peer, Chunk::Bytes(b"HTTP/1.1 429 No\r\nRetry-After: 7\r\n".to_vec()), 2.0);
+    assert_eq!(world.due(), Some(10.0), "the head is not there yet");
+    world.give(&peer, Chunk::Bytes(b"\r\n".to_vec()), 3.0);
+    assert_eq!(world.due(), Some(4.0));
+    world.step(4.0);
+    assert_eq!(world.cause().disposition(), Disposition::RetryAfter(Duration::from_secs(7)));
+}
+
+#[test]
+fn b6_a_refusal_that_trickles_on_has_no_longer_for_it() {
+    let mut world = World::new(None);
+    for (epoch, head_at, end) in [(1, 0.5, 1.5), (2, 29.25, 30.0)] {
+        let peer = world.dial(epoch, &[A], f64::from(epoch - 1) * 20.0);
+        world.reach_upgrade(&peer, head_at);
+        world.give(&peer, Chunk::Bytes(b"HTTP/1.1 503 No\r\n\r\n".to_vec()), head_at);
+        for byte in 0..3 {
+            world.give(&peer, Chunk::Bytes(b"y".to_vec()), head_at + 0.25 * f64::from(byte));
+            assert_eq!((world.due(), world.dialed.len()), (Some(end), 0), "not put off");
+        }
+        world.give(&peer, Chunk::Bytes(b"y".to_vec()), end);
+        let cause = world.cause();
+        let Cause::Upgrade { status: 503, ref detail, .. } = cause else { panic!("{cause}") };
+        assert_eq!(detail, "yyyy");
+    }
+}
+
 #[test]
 fn b4_retry_after_comes_through_as_seconds_or_as_a_date() {
     let mut world = World::new(None);
