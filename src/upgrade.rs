@@ -33,12 +33,22 @@ pub(crate) enum Answer {
 /// Reads the answer to a request made with `key`, which began to come at `wall`. `ended` means that
 /// no more bytes will come.
 pub(crate) fn read(bytes: &[u8], key: &str, wall: SystemTime, ended: bool) -> Answer {
-    let (offset, response) = match Response::try_parse(bytes) {
-        Ok(Some(parsed)) => parsed,
-        Ok(None) if bytes.len() > HEADER_BYTES_MAX => return not_websocket("endless header"),
-        Ok(None) if ended => return not_websocket("the stream ended within the header"),
-        Ok(None) => return Answer::Partial,
-        Err(error) => return not_websocket(&error.to_string()),
+    let mut offset = 0;
+    let response = loop {
+        match Response::try_parse(bytes.get(offset..).unwrap_or_default()) {
+            Ok(Some((length, response))) => {
+                offset += length;
+                // Another comes after it (RFC 9110, section 15.2).
+                let is_interim = matches!(response.status().as_u16(), 100 | 102..=199);
+                if !is_interim {
+                    break response;
+                }
+            }
+            Ok(None) if bytes.len() > HEADER_BYTES_MAX => return not_websocket("endless header"),
+            Ok(None) if ended => return not_websocket("the stream ended within the header"),
+            Ok(None) => return Answer::Partial,
+            Err(error) => return not_websocket(&error.to_string()),
+        }
     };
     let status = response.status().as_u16();
     if status == 101 {
@@ -189,6 +199,24 @@ mod tests {
         for end in 0..head.len() {
             assert_eq!(answer(&head[..end], false), Answer::Partial, "{end}");
         }
+    }
+
+    #[test]
+    fn b8_what_is_said_before_the_answer_is_passed_over() {
+        let interim = "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\nHTTP/1.1 100 Continue\r\n\r\n";
+        let head = format!("{interim}{}", accepted(""));
+        for end in 0..head.len() {
+            assert_eq!(answer(&head[..end], false), Answer::Partial, "{end}");
+        }
+        let text = format!("{head}\u{1}\u{2}");
+        assert_eq!(answer(&text, false), Answer::Accepted { offset: head.len() });
+        let refused = format!("{interim}HTTP/1.1 503 No\r\nContent-Length: 5\r\n\r\nsorry");
+        let Cause::Upgrade { status, detail, .. } = cause(answer(&refused, false)) else {
+            panic!()
+        };
+        assert_eq!((status, detail.as_str()), (503, "sorry"));
+        let endless = interim.repeat(HEADER_BYTES_MAX / interim.len() + 1);
+        assert!(matches!(cause(answer(&endless, false)), Cause::Handshake { .. }));
     }
 
     #[test]
