@@ -250,7 +250,8 @@ pub enum Event {
         lasted: Duration,
     },
     /// A shard failed by a bug of the engine's. Its connections are closed, each with its `Down`,
-    /// and made anew, an inline handler too; the other shards go on.
+    /// and made anew, an inline handler too; the other shards go on. One that only fails again
+    /// at once is given up: `ThreadLost`.
     ShardRestarted {
         /// Which shard.
         shard: ShardId,

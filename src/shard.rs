@@ -13,7 +13,7 @@ use crossbeam_channel::{Receiver, Sender, TrySendError};
 use crossbeam_utils::CachePadded;
 
 use crate::arbitration::ArbiterSettings;
-use crate::batch::{Batch, Entry, RawMessage};
+use crate::batch::{Batch, Buffer, Entry, RawMessage};
 use crate::conflate::{Conflated, Limits};
 use crate::delivery::{Delivery, Inline, Panicked};
 use crate::error::Cause;
@@ -31,6 +31,7 @@ use crate::timer::{Alarm, Moment, Next, after};
 use crate::transport::{Ready, Received, Sent, Transport};
 use crate::watch::Watch;
 use pairs::Pairs;
+use restart::Failures;
 
 /// How soon a full registry queue is tried again.
 const HELD_RETRY: Duration = Duration::from_millis(1);
@@ -96,6 +97,7 @@ pub(crate) struct Shard<T: Transport> {
     stalls: Watch,
     spill: Spill,
     state: State,
+    failures: Failures,
     untold: Vec<Untold>,
     scratch: Scratch,
 }
@@ -107,6 +109,8 @@ struct Scratch {
     rest: Vec<Entry>,
     notes: Vec<Note>,
     events: Vec<Ready>,
+    /// What a read gave, until it is handed over: known whatever happens meanwhile.
+    in_hand: Option<Box<Buffer>>,
 }
 
 /// What a shard is made of.
@@ -175,6 +179,7 @@ impl<T: Transport> Shard<T> {
             stalls: Watch::new(parts.stall_threshold),
             spill: Spill::default(),
             state: State::Running,
+            failures: Failures::default(),
             untold: Vec::new(),
             scratch: Scratch { plain: Vec::with_capacity(LARGE_BYTES), ..Scratch::default() },
         }
@@ -305,20 +310,27 @@ impl<T: Transport> Shard<T> {
             return Ok(());
         };
         let counters = &*self.counters;
-        let Scratch { plain, rest, notes, .. } = &mut self.scratch;
-        let mut batch = self.outlet.batch(plain, (link.conn, link.epoch, link.role), stamp);
-        let verdict = link.digest(&mut batch, notes, counters);
-        self.pairs.judge(index, &mut batch, is_other_held, counters);
+        let Scratch { plain, rest, notes, in_hand, .. } = &mut self.scratch;
+        let batch = self.outlet.batch(plain, (link.conn, link.epoch, link.role), stamp);
+        let batch = in_hand.insert(batch);
+        let verdict = link.digest(batch, notes, counters);
+        self.pairs.judge(index, batch, is_other_held, counters);
         let lapse = link.lapses.due();
-        if batch.entries.is_empty() {
-            self.outlet.recycle(batch);
-        } else if let Some(inline) = self.inline.as_mut().filter(|_| link.role != Role::Lifecycle) {
-            let count = widen(batch.entries.len());
+        let inline = self.inline.as_mut().filter(|_| link.role != Role::Lifecycle);
+        if let (Some(inline), count @ 1..) = (inline, widen(batch.entries.len())) {
+            let outcome = inline.call(&Batch::new(batch, 0), counters, || self.transport.now());
             counters.messages_forwarded.add(count);
-            match inline.call(&Batch::new(&batch, 0), counters, || self.transport.now()) {
+            batch.entries.clear();
+            match outcome {
                 Ok(()) => counters.messages_consumed.add(count),
-                Err(Panicked) => self.state = State::Failed,
+                Err(Panicked) => {
+                    log::error!("the handler of shard {} panicked", self.id);
+                    self.state = State::Failed;
+                }
             }
+        }
+        let Some(batch) = in_hand.take() else { return verdict };
+        if batch.entries.is_empty() {
             self.outlet.recycle(batch);
         } else {
             match self.overflow.of(link.role) {
@@ -422,7 +434,7 @@ impl<T: Transport> Shard<T> {
         if self.pairs.lost(index, &link, &self.counters) {
             // Its pair tells what it owes.
         } else if self.state == State::Running {
-            slot.owed = link.sequences.untold();
+            slot.owed = slot.owed.saturating_add(link.sequences.untold());
         } else {
             let untold = link.sequences.untold_by_sid();
             self.untold.extend(untold.map(|(sid, messages)| Untold {

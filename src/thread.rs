@@ -158,7 +158,7 @@ pub(crate) fn run_shard<T: Transport>(
         }
     }
     if shard.is_failed() {
-        log::error!("the handler of shard {} panicked; its connections are closed", shard.id());
+        log::error!("shard {} has failed for good; its connections are closed", shard.id());
         exits.lose(Lost::shard(id));
     }
     CpuTime::publish(&counters.cpu_ns);

@@ -87,7 +87,7 @@ impl<T: Transport> Shard<T> {
     }
 
     /// Nothing is kept any more; what was lost last is told by the next message that comes.
-    fn end_conflation(&mut self, index: usize) {
+    pub(super) fn end_conflation(&mut self, index: usize) {
         let Some(slot) = self.slots.get_mut(index) else { return };
         let Some(kept) = slot.kept.take() else { return };
         for Debt { line, first, messages } in kept.debts() {

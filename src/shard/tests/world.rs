@@ -49,8 +49,21 @@ pub(super) struct FakeNet {
     now: Receiver<Stamp>,
     at: Stamp,
     copied: Arc<AtomicUsize>,
-    /// Registering a link is a bug.
-    register_panics: Arc<AtomicBool>,
+    bugs: Arc<Bugs>,
+}
+
+/// Where bugs strike, put there on purpose; all but `cpu` once.
+#[derive(Default)]
+pub(super) struct Bugs {
+    pub(super) register: AtomicBool,
+    pub(super) deregister: AtomicBool,
+    pub(super) now: AtomicBool,
+    /// With every look.
+    pub(super) cpu: AtomicBool,
+}
+
+fn strike(bug: &AtomicBool) {
+    assert!(!bug.swap(false, Ordering::Relaxed), "a bug, put here on purpose");
 }
 
 impl Transport for FakeNet {
@@ -60,11 +73,12 @@ impl Transport for FakeNet {
         Err(Cause::Reset)
     }
     fn register(&mut self, _: &mut FakeLink, _: usize) -> Result<(), Cause> {
-        let panics = self.register_panics.swap(false, Ordering::Relaxed);
-        assert!(!panics, "a bug, put here on purpose");
+        strike(&self.bugs.register);
         Ok(())
     }
-    fn deregister(&mut self, _: &mut FakeLink) {}
+    fn deregister(&mut self, _: &mut FakeLink) {
+        strike(&self.bugs.deregister);
+    }
     fn connected(&mut self, _: &mut FakeLink) -> Result<bool, Cause> {
         Ok(true)
     }
@@ -115,10 +129,11 @@ impl Transport for FakeNet {
         Ok(())
     }
     fn now(&self) -> Instant {
+        strike(&self.bugs.now);
         self.at.mono
     }
-
     fn cpu(&self) -> crate::clock::CpuTime {
+        assert!(!self.bugs.cpu.load(Ordering::Relaxed), "a bug, put here on purpose");
         crate::clock::CpuTime::default()
     }
     fn stamp(&self) -> Stamp {
@@ -138,7 +153,7 @@ pub(super) struct World {
     pub(super) wall: SystemTime,
     /// Bytes that went before those of a read.
     pub(super) copied: Arc<AtomicUsize>,
-    pub(super) register_panics: Arc<AtomicBool>,
+    pub(super) bugs: Arc<Bugs>,
     pub(super) messages: Messages,
     pub(super) registry: Receiver<RawMessage>,
     pub(super) counters: Arc<CachePadded<ShardCounters>>,
@@ -194,13 +209,13 @@ impl World {
         let at = Stamp { wall, mono: start };
         let mut settings = settings();
         adjust(&mut settings);
-        let register_panics: Arc<AtomicBool> = Arc::default();
+        let bugs: Arc<Bugs> = Arc::default();
         let net = FakeNet {
             ready: ready_receiver,
             now,
             at,
             copied: Arc::clone(&copied),
-            register_panics: Arc::clone(&register_panics),
+            bugs: Arc::clone(&bugs),
         };
         let shard = Shard::new(ShardParts {
             id: ShardId::new(0),
@@ -235,7 +250,7 @@ impl World {
             clock,
             wall,
             copied,
-            register_panics,
+            bugs,
             messages,
             registry,
             counters,
