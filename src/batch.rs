@@ -108,12 +108,6 @@ impl Entry {
         Self { start, end, sid, seq, gap_size: 0, continuity: Continuity::Next, suspect: false }
     }
 
-    /// One that was lost, and with it what it would have told.
-    pub(crate) fn lost(sid: Option<Sid>, gap_size: u64) -> Self {
-        let (start, end, seq, continuity) = (0, 0, None, Continuity::Next);
-        Self { start, end, sid, seq, gap_size, continuity, suspect: false }
-    }
-
     /// What goes back to the sequence if the message is not handed over.
     pub(crate) fn mark(&self) -> Mark {
         Mark { continuity: self.continuity, gap_size: self.gap_size }

@@ -224,7 +224,7 @@ settings! {
     /// Snapshots asked for after gaps in a second, over the whole process; markets subscribed anew
     /// for that count, too. Default: 10,000.
     recovery_rate: usize = 10_000;
-    /// Markets of which one connection keeps the newest message under
+    /// Markets of which one connection, or one arbitrated pair, keeps the newest message under
     /// [`Overflow::ConflateByMarket`](crate::Overflow::ConflateByMarket). Default: 65,536.
     conflate_markets: usize = 65_536;
     /// What happens to second copies of what redundant lines bring: one policy for all roles that

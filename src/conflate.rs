@@ -1,10 +1,11 @@
-//! The newest message of each market, kept while the host lags: what a ticker connection holds
-//! under `Overflow::ConflateByMarket`. Messages come in, and go out in the order in which their
-//! newest content came, each telling exactly what was left out before it. Pure: it sends nothing,
-//! and knows neither the time nor how much room there is.
+//! The newest message of each market, kept while the host lags: what a ticker connection, or an
+//! arbitrated pair of them, holds under `Overflow::ConflateByMarket`. Messages come in, and go out
+//! in the order in which their newest content came, each telling exactly what was left out before
+//! it. Pure: it sends nothing, and knows neither the time nor how much room there is.
 //!
-//! What a message has to tell follows from two running sums of its line (one sid of one epoch):
-//! all that came, and all that was told. So one that is overwritten only leaves the list.
+//! What a message has to tell follows from two running sums of its line (one sid of one epoch; of
+//! a pair, its stream from one beginning to the next): all that came, and all that was told. So
+//! one that is overwritten only leaves the list.
 
 use std::hash::{BuildHasher, RandomState};
 use std::ops::Range;
@@ -15,7 +16,7 @@ use crate::batch::{Buffer, Continuity, Entry};
 use crate::clock::Stamp;
 use crate::config::ConfigBuilder;
 use crate::envelope::{Envelope, Kind};
-use crate::ids::{Epoch, Seq, Sid, Ticker};
+use crate::ids::{ConnId, Epoch, Seq, Sid, Ticker};
 use crate::sequence::Mark;
 
 /// Lines told apart. The exchange has one for each connection at a time; what more come than this
@@ -52,17 +53,19 @@ pub(crate) struct Absorbed {
 /// Lost, and told by no message so far.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Debt {
-    /// Of which epoch and sid; none if of more than could be told apart.
+    /// Of which epoch and sid; none if of a pair, or of more than could be told apart.
     pub(crate) line: Option<(Epoch, Option<Sid>)>,
-    /// The first message of the sid is among them.
+    /// The first message of the line is among them.
     pub(crate) first: bool,
     pub(crate) messages: u64,
 }
 
-/// One sid of one epoch.
+/// Messages that tell of each other's losses.
 #[derive(Clone, Debug)]
 struct Line {
-    epoch: Epoch,
+    /// The epoch; of a pair, how often its stream had begun.
+    stint: u32,
+    /// None of a pair: one message's loss may be told on either line.
     sid: Option<Sid>,
     /// Messages that came, and what was missed before them.
     sum: u64,
@@ -80,8 +83,11 @@ struct Node {
     /// Where in it its market's ticker lies.
     market: Range<usize>,
     stamp: Stamp,
-    line: usize,
+    conn: ConnId,
+    epoch: Epoch,
+    sid: Option<Sid>,
     seq: Option<Seq>,
+    line: usize,
     continuity: Continuity,
     /// One for itself, unless the exchange only repeated it.
     own: u64,
@@ -97,10 +103,12 @@ enum Fate {
     Dropped,
 }
 
-/// What one connection keeps.
+/// What one connection keeps, or one pair.
 #[derive(Debug)]
 pub(crate) struct Conflated {
     limits: Limits,
+    /// Of a pair, how often its stream began: a stream has no epoch, only its lines have.
+    begun: Option<u32>,
     nodes: Vec<Node>,
     free: Vec<u32>,
     index: HashTable<u32>,
@@ -112,13 +120,14 @@ pub(crate) struct Conflated {
     /// The lines as they will be once what `front` gave has gone out.
     trial: Vec<Line>,
     /// Lost of lines beyond those.
-    lineless: u64,
+    lineless: Debt,
 }
 
 impl Conflated {
     pub(crate) fn new(limits: Limits) -> Self {
         Self {
             limits,
+            begun: None,
             nodes: Vec::new(),
             free: Vec::new(),
             index: HashTable::new(),
@@ -128,8 +137,13 @@ impl Conflated {
             bytes: 0,
             lines: Vec::new(),
             trial: Vec::new(),
-            lineless: 0,
+            lineless: Debt { line: None, first: false, messages: 0 },
         }
+    }
+
+    /// The same for both lines of a pair, whose copies have been taken out.
+    pub(crate) fn of_pair(limits: Limits) -> Self {
+        Self { begun: Some(0), ..Self::new(limits) }
     }
 
     /// How many messages are kept.
@@ -155,21 +169,31 @@ impl Conflated {
     }
 
     fn keep(&mut self, batch: &Buffer, entry: &Entry) -> Fate {
-        let debt = entry.mark().debt();
-        let place = self.line(batch.epoch, entry.sid);
+        let (debt, first) = (entry.mark().debt(), entry.continuity == Continuity::First);
+        let (stint, sid) = match &mut self.begun {
+            None => (batch.epoch.number(), entry.sid),
+            Some(begun) => {
+                *begun = begun.saturating_add(u32::from(first));
+                (*begun, None)
+            }
+        };
+        let place = self.line(stint, sid);
         let Some((place, line)) = place.and_then(|at| Some((at, self.lines.get_mut(at)?))) else {
-            self.lineless = self.lineless.saturating_add(debt);
+            self.lineless.first |= first;
+            self.lineless.messages = self.lineless.messages.saturating_add(debt);
             return Fate::Dropped;
         };
         line.sum = line.sum.saturating_add(debt);
-        line.first |= entry.continuity == Continuity::First;
+        line.first |= first;
         let sum = line.sum;
         let data = batch.bytes.get(entry.start..entry.end).unwrap_or_default();
         let Some(market) = market_in(data) else { return Fate::Dropped };
         let at = batch.received_at;
         let Some((slot, fresh)) = self.room_for(data, market, at) else { return Fate::Dropped };
         if let Some(node) = self.node_mut(slot) {
-            (node.stamp, node.line, node.seq) = (at, place, entry.seq);
+            (node.stamp, node.line) = (at, place);
+            (node.conn, node.epoch) = (batch.conn, batch.epoch);
+            (node.sid, node.seq) = (entry.sid, entry.seq);
             (node.continuity, node.sum) = (entry.continuity, sum);
             node.own = debt.saturating_sub(entry.gap_size);
         }
@@ -226,8 +250,11 @@ impl Conflated {
             data: Vec::new(),
             market: 0..0,
             stamp,
-            line: 0,
+            conn: ConnId::new(0),
+            epoch: Epoch::new(0),
+            sid: None,
             seq: None,
+            line: 0,
             continuity: Continuity::Next,
             own: 0,
             sum: 0,
@@ -237,34 +264,32 @@ impl Conflated {
         Some(slot)
     }
 
-    /// The first messages of one read, at most so many, as they would go out now; of which epoch
-    /// they are, and when they were read. They stay until `commit`.
+    /// The first messages of one read, at most so many, as they would go out now; of which
+    /// connection and epoch they are, and when they were read. They stay until `commit`.
     pub(crate) fn front(
         &mut self,
         most: usize,
         bytes: &mut Vec<u8>,
         entries: &mut Vec<Entry>,
-    ) -> Option<(Epoch, Stamp)> {
+    ) -> Option<(ConnId, Epoch, Stamp)> {
         let mut next = self.head;
-        let stamp = self.node(next)?.stamp;
+        let read = |node: &Node| (node.conn, node.epoch, node.stamp);
+        let first = read(self.node(next)?);
         self.trial.clone_from(&self.lines);
-        let epoch = self.lines.get(self.node(next)?.line)?.epoch;
         while let Some(node) = self.nodes.get(place(next)).filter(|_| entries.len() < most) {
-            let line = self.trial.get(node.line)?;
-            if node.stamp != stamp || line.epoch != epoch {
+            if read(node) != first {
                 break;
             }
-            let sid = line.sid;
             let Mark { continuity, gap_size } = tell(&mut self.trial, node)?;
             let start = bytes.len();
             bytes.extend_from_slice(&node.data);
-            let (end, seq) = (bytes.len(), node.seq);
+            let (end, sid, seq) = (bytes.len(), node.sid, node.seq);
             // Suspect are only order books.
             let suspect = false;
             entries.push(Entry { start, end, sid, seq, gap_size, continuity, suspect });
             next = node.next;
         }
-        Some((epoch, stamp))
+        Some(first)
     }
 
     /// The first so many have gone out.
@@ -288,22 +313,22 @@ impl Conflated {
 
     /// What no message that went out has told, those that are kept included.
     pub(crate) fn debts(&self) -> impl Iterator<Item = Debt> + '_ {
-        let lines = self.lines.iter().map(|line| Debt {
-            line: Some((line.epoch, line.sid)),
+        let is_pair = self.begun.is_some();
+        let lines = self.lines.iter().map(move |line| Debt {
+            line: (!is_pair).then_some((Epoch::new(line.stint), line.sid)),
             first: line.first,
             messages: line.sum.saturating_sub(line.told),
         });
-        let rest = Debt { line: None, first: false, messages: self.lineless };
-        lines.chain(std::iter::once(rest)).filter(|debt| debt.messages > 0)
+        lines.chain(std::iter::once(self.lineless)).filter(|debt| debt.messages > 0)
     }
 
     /// The place of a line, made if there is room for it.
-    fn line(&mut self, epoch: Epoch, sid: Option<Sid>) -> Option<usize> {
-        let same = |line: &Line| line.epoch == epoch && line.sid == sid;
+    fn line(&mut self, stint: u32, sid: Option<Sid>) -> Option<usize> {
+        let same = |line: &Line| line.stint == stint && line.sid == sid;
         if let Some(place) = self.lines.iter().position(same) {
             return Some(place);
         }
-        let line = Line { epoch, sid, sum: 0, told: 0, first: false, nodes: 0 };
+        let line = Line { stint, sid, sum: 0, told: 0, first: false, nodes: 0 };
         let settled = |line: &Line| line.nodes == 0 && line.sum == line.told;
         if let Some(place) = self.lines.iter().position(settled) {
             *self.lines.get_mut(place)? = line;
@@ -370,12 +395,12 @@ fn ticker_at(nodes: &[Node], slot: u32) -> &[u8] {
 /// What the message says of what was before it, if it goes out next of its line.
 fn tell(lines: &mut [Line], node: &Node) -> Option<Mark> {
     let line = lines.get(node.line)?;
-    let (epoch, begins) = (line.epoch, line.first);
+    let (stint, begins) = (line.stint, line.first);
     let repeated = matches!(node.continuity, Continuity::Duplicate | Continuity::Backward);
     let mut gap_size = 0_u64;
     if begins && !repeated {
-        // What earlier epochs left, of which no message is to come.
-        for line in lines.iter_mut().filter(|line| line.nodes == 0 && line.epoch < epoch) {
+        // What earlier ones left, of which no message is to come.
+        for line in lines.iter_mut().filter(|line| line.nodes == 0 && line.stint < stint) {
             gap_size = gap_size.saturating_add(line.sum.saturating_sub(line.told));
             line.told = line.sum;
         }

@@ -26,7 +26,9 @@ pub enum Overflow {
     /// is dropped). Only for `ticker`, where the newest message says all there is to know.
     ///
     /// What is kept goes out in the order in which it came. Messages left out are dropped messages:
-    /// the next one of the subscription tells how many.
+    /// the next one of the subscription tells how many. A pair under
+    /// [`FirstWins`](crate::Arbitration::FirstWins) keeps as one: one order, one set of limits, and
+    /// the next message of either line tells.
     ConflateByMarket,
 }
 

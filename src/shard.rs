@@ -49,7 +49,8 @@ struct Slot<L> {
     up: bool,
     /// What found no room and must not be dropped; nothing is read meanwhile.
     held: Held,
-    /// The newest message of each market, while there is no room for them.
+    /// The newest message of each market, while there is no room for them; of a pair that is
+    /// arbitrated, at its first line.
     kept: Option<Box<Conflated>>,
     /// On the list of those to drive without waiting for an event.
     queued: bool,

@@ -216,9 +216,14 @@ impl Arbiter {
     /// Messages that were to go on found no room.
     pub(crate) fn give_back(&mut self, entries: &[Entry]) {
         for entry in entries {
-            self.begins |= entry.continuity == Continuity::First;
-            self.owe(entry.mark().debt());
+            self.take_back(entry.continuity == Continuity::First, entry.mark().debt());
         }
+    }
+
+    /// So many that were to go on did not, the first of the stream among them or not.
+    pub(crate) fn take_back(&mut self, first: bool, messages: u64) {
+        self.begins |= first;
+        self.owe(messages);
     }
 
     /// All is over; says what was lost and could not be told.

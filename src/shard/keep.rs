@@ -1,12 +1,12 @@
 //! Conflation on a shard: what finds no room goes among what its connection keeps, and goes out
 //! from there as room comes back. While anything is kept, everything of the connection goes that
-//! way, so that the order stands. Only ticker connections do. What is kept, and what it tells,
-//! `conflate` knows.
+//! way, so that the order stands. An arbitrated pair is one stream, and keeps in one place, at its
+//! first line. Only ticker connections do. What is kept, and what it tells, `conflate` knows.
 
 use std::time::Instant;
 
 use super::{HELD_RETRY, Scratch, Shard};
-use crate::batch::{Buffer, Continuity, Entry};
+use crate::batch::{Buffer, Continuity};
 use crate::conflate::{Absorbed, Conflated, Debt};
 use crate::ids::{Role, widen};
 use crate::mailbox::Untold;
@@ -17,7 +17,8 @@ use crate::transport::Transport;
 impl<T: Transport> Shard<T> {
     /// Hands over what there is room for, and keeps the newest of the rest.
     pub(super) fn conflate(&mut self, index: usize, batch: Box<Buffer>, now: Instant) {
-        let Some(slot) = self.slots.get_mut(index) else { return };
+        let (home, is_pair) = self.pairs.home(index);
+        let Some(slot) = self.slots.get_mut(home) else { return };
         let (mut absorbed, limits) = (Absorbed::default(), self.conflate);
         let at = batch.received_at;
         if let Some(kept) = &mut slot.kept {
@@ -25,15 +26,15 @@ impl<T: Transport> Shard<T> {
             self.outlet.recycle(batch);
         } else {
             let handed = self.outlet.send_part(batch, |batch, rest| {
-                let kept = slot.kept.insert(Box::new(Conflated::new(limits)));
-                absorbed = kept.absorb(batch, rest);
+                let new = if is_pair { Conflated::of_pair } else { Conflated::new };
+                absorbed = slot.kept.insert(Box::new(new(limits))).absorb(batch, rest);
             });
             self.counters.messages_forwarded.add(widen(handed.messages));
         }
         if slot.kept.is_none() {
             return;
         }
-        if let (Some((_, link)), 1..) = (&mut slot.live, absorbed.dropped) {
+        if let (Some(link), 1..) = (self.live(index), absorbed.dropped) {
             link.lapses.dropped_some(absorbed.dropped, at);
         }
         let lost = absorbed.conflated.saturating_add(absorbed.dropped);
@@ -43,7 +44,7 @@ impl<T: Transport> Shard<T> {
         if lost > 0 {
             self.spilled(lost, absorbed.conflated, now);
         }
-        self.offer_kept(index, now);
+        self.offer_kept(home, now);
     }
 
     /// Hands over what is kept, in order, as far as there is room.
@@ -62,7 +63,7 @@ impl<T: Transport> Shard<T> {
 
     fn send_kept(&mut self, index: usize) {
         let Some(slot) = self.slots.get_mut(index) else { return };
-        let (Some(kept), conn) = (&mut slot.kept, slot.conn) else { return };
+        let Some(kept) = &mut slot.kept else { return };
         let outlet = &mut self.outlet;
         let Scratch { plain, rest, .. } = &mut self.scratch;
         while !kept.is_empty() {
@@ -72,7 +73,7 @@ impl<T: Transport> Shard<T> {
             if free == 0 {
                 return;
             }
-            let Some((epoch, stamp)) = kept.front(free, plain, rest) else { return };
+            let Some((conn, epoch, stamp)) = kept.front(free, plain, rest) else { return };
             let count = rest.len();
             let mut batch = outlet.batch(plain, (conn, epoch, Role::Ticker), stamp);
             batch.entries.append(rest);
@@ -93,8 +94,7 @@ impl<T: Transport> Shard<T> {
         for Debt { line, first, messages } in kept.debts() {
             if let Some((arbiter, _)) = self.pairs.of(index) {
                 // The pair tells it, on whichever line comes first.
-                let (sid, gap_size) = (line.and_then(|(_, sid)| sid), messages.saturating_sub(1));
-                arbiter.give_back(&[Entry::lost(sid, gap_size)]);
+                arbiter.take_back(first, messages);
                 continue;
             }
             match (&mut slot.live, line) {
@@ -116,7 +116,11 @@ impl<T: Transport> Shard<T> {
         let Some(kept) = slot.kept.take() else { return };
         self.counters.messages_dropped.add(widen(kept.len()));
         self.counters.messages_kept.subtract(widen(kept.len()));
-        for Debt { line, messages, .. } in kept.debts() {
+        for Debt { line, first, messages } in kept.debts() {
+            if let Some((arbiter, _)) = self.pairs.of(index) {
+                arbiter.take_back(first, messages);
+                continue;
+            }
             let (epoch, sid) = line.unwrap_or((slot.epoch, None));
             self.untold.push(Untold { conn_id: slot.conn, epoch, sid, messages });
         }

@@ -47,6 +47,13 @@ impl Pairs {
         Some((arbiter, if index.is_multiple_of(2) { Line::A } else { Line::B }))
     }
 
+    /// Where the connection at this place keeps what finds no room, and whether with the other line
+    /// of its pair: one stream has one order.
+    pub(super) fn home(&self, index: usize) -> (usize, bool) {
+        let is_pair = self.arbiters.get(index / 2).is_some_and(Option::is_some);
+        (if is_pair { index & !1 } else { index }, is_pair)
+    }
+
     /// Nothing that lived here can be trusted.
     pub(super) fn renew(&mut self) {
         self.arbiters.iter_mut().flatten().for_each(|arbiter| arbiter.renew());

@@ -1,6 +1,7 @@
 //! The shard over a scripted network in virtual time.
 
 mod commands;
+mod conflated_pairs;
 mod conflation;
 mod liveness;
 mod pairs;

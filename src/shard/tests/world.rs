@@ -189,6 +189,14 @@ impl World {
         Self::build(pool, Arbitration::FirstWins, message_buffer, overflow, |_| {})
     }
 
+    /// The same of tickers, which keep what finds no room.
+    pub(super) fn ticker_pair(message_buffer: usize) -> Self {
+        let pool = PoolLayout::new(2, 0, 0, 0);
+        let ticker = Overflow::ConflateByMarket;
+        let overflow = OverflowPolicy { ticker, ..OverflowPolicy::default() };
+        Self::build(pool, Arbitration::FirstWins, message_buffer, overflow, |_| {})
+    }
+
     fn build(
         pool: PoolLayout,
         arbitration: Arbitration,
