@@ -1,7 +1,7 @@
 //! Which markets were not covered, from when to when: the intervals a host may want to fill from
-//! elsewhere. Pure: the time is an argument. It keeps nothing for a market that is covered, and of
-//! those that are not only a number, as long as all of a connection have been so since the same
-//! moment.
+//! elsewhere. `subscription::covered` tells it of markets, `lapse` of losses; it looks for neither.
+//! Pure: the time is an argument. It keeps nothing for a market that is covered, and of those that
+//! are not only a number, as long as all of a connection have been so since the same moment.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant, SystemTime};

@@ -1,5 +1,6 @@
-//! What is done about a gap in an order-book subscription, and what a shard tells of one. It says
-//! what the choices are, not how they are carried out.
+//! What a host can have done about a gap in an order-book subscription, and what a shard tells of
+//! one. It finds no gap and mends none: `sequence` sees them, `suspicion` knows which books are out
+//! of step by them, `recovery` gets those back in step, `lapse` keeps when they were.
 
 use std::time::Instant;
 

@@ -1,5 +1,6 @@
-//! When messages of one connection's epoch were lost: losses that follow each other closely are one
-//! interval. Pure: the time is an argument.
+//! When messages of one connection's epoch were lost, whatever the channel and whatever is done
+//! about it: losses that follow each other closely are one interval. Kept by the link, for
+//! `coverage` to tell. Pure: the time is an argument.
 
 use std::time::{Duration, Instant, SystemTime};
 

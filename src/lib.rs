@@ -70,8 +70,8 @@ mod pool;
 #[cfg(test)]
 mod property;
 mod pulse;
-mod recoveries;
 mod recovery;
+mod recovery_stats;
 mod registry;
 mod request;
 mod resolve;
@@ -123,7 +123,7 @@ pub use market::{MarketState, SubscriptionInfo};
 pub use messages::Messages;
 pub use overflow::{Overflow, OverflowPolicy};
 pub use pool::PoolLayout;
-pub use recoveries::RecoveryStats;
+pub use recovery_stats::RecoveryStats;
 pub use registry::{
     ChangeKind, ChannelRegistry, MarketChange, MarketStatus, Registry, RegistryHost, StaticRegistry,
 };

@@ -1,5 +1,5 @@
-//! The two lines of a redundant pair, and what arbitration between them counts: written by the
-//! pair's shard, read by anyone as a snapshot. It decides nothing.
+//! What the two lines of a redundant pair are called, and what is counted of them: written by the
+//! pair's shard, read by anyone as a snapshot. It decides nothing: that is `arbitration`.
 
 use std::time::Duration;
 

@@ -222,7 +222,7 @@ mod tests {
     use crate::ids::{ConnId, Role};
     use crate::lines::Line;
     use crate::pool::PoolLayout;
-    use crate::recoveries::RecoveryTotals;
+    use crate::recovery_stats::RecoveryTotals;
     use crate::stats::Counters;
 
     #[test]

@@ -13,7 +13,7 @@ use crate::code::ExchangeCode;
 use crate::ids::{ConnId, Role, widen};
 use crate::lines::{ArbitrationCounters, ArbitrationStats};
 use crate::pool::PoolLayout;
-use crate::recoveries::{RecoveryCounters, RecoveryStats};
+use crate::recovery_stats::{RecoveryCounters, RecoveryStats};
 use crate::shard_stats::ShardStats;
 use crate::spread::{Durations, Spread};
 

@@ -1,7 +1,8 @@
-//! What neither line of a pair brought. Both lines bring the same messages in the same order, so a
-//! message both had shows how the numbers of one line lie to those of the other: every message gets
-//! one number of the pair. A hole is lost where the other line has one too, or was not there; it
-//! waits until both lines brought a message behind it, or for the arbitration window.
+//! How many messages neither line of a pair brought; no markets and no times, which are those of
+//! the crate's own `coverage`. Both lines bring the same messages in the same order, so a message
+//! both had shows how the numbers of one line lie to those of the other: every message gets one
+//! number of the pair. A hole is lost where the other line has one too, or was not there; it waits
+//! until both lines brought a message behind it, or for the arbitration window.
 //!
 //! Slots that were no messages (a lost acknowledgement) show as lines that count differently to the
 //! same message. Where one lies in a hole beside what the other line lost, it may be told as lost,

@@ -12,8 +12,8 @@ use crate::command::Ended;
 use crate::gap::{GapPolicy, Gaps};
 use crate::ids::{ConnId, Sid, Ticker, widen};
 use crate::market::{Change, Market, Observed, Slot};
-use crate::recoveries::RecoveryTotals;
 use crate::recovery::{Act, Allowance, Answered, Pick, Recovery};
+use crate::recovery_stats::RecoveryTotals;
 use crate::request::{Ask, Request};
 use crate::timer::{after, earlier};
 

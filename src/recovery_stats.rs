@@ -1,4 +1,5 @@
-//! What is counted of recoveries: by the plan, in the counters, and as the host reads it.
+//! What is counted of recoveries: by the plan, in the counters, and as the host reads it. It asks
+//! for no book: that is `recovery`.
 
 use serde::Serialize;
 
