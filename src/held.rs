@@ -36,6 +36,12 @@ impl Held {
         matches!(self, Self::Nothing)
     }
 
+    /// Whether both wait for the same room.
+    pub(crate) fn is_for_same(&self, other: &Self) -> bool {
+        use Held::{ForHost, ForRegistry};
+        matches!((self, other), (ForHost(_), ForHost(_)) | (ForRegistry(_), ForRegistry(_)))
+    }
+
     /// Hands over what there is room for; gives what is left, and whether the registry turned out
     /// to have hung up.
     pub(crate) fn offer(

@@ -91,6 +91,8 @@ pub(crate) struct Shard<T: Transport> {
     lifecycle: Option<Sender<RawMessage>>,
     counters: Arc<CachePadded<ShardCounters>>,
     ready: VecDeque<usize>,
+    /// Those that hold something back, in the order in which they will be served.
+    held_back: VecDeque<usize>,
     alarm: Alarm,
     /// When the last turn was.
     turned: Option<Instant>,
@@ -110,6 +112,7 @@ struct Scratch {
     rest: Vec<Entry>,
     notes: Vec<Note>,
     events: Vec<Ready>,
+    held_back: VecDeque<usize>,
     /// What a read gave, until it is handed over: known whatever happens meanwhile.
     in_hand: Option<Box<Buffer>>,
 }
@@ -175,6 +178,7 @@ impl<T: Transport> Shard<T> {
             lifecycle: None,
             counters: parts.counters,
             ready: VecDeque::new(),
+            held_back: VecDeque::new(),
             alarm: Alarm::default(),
             turned: None,
             stalls: Watch::new(parts.stall_threshold),
@@ -362,13 +366,17 @@ impl<T: Transport> Shard<T> {
         verdict
     }
 
-    /// Hands over what must not be dropped, as far as there is room. Whatever is left is held,
-    /// and the connection with it; once nothing is, it reads on.
+    /// Hands over what must not be dropped, as far as there is room and nobody came before it.
+    /// Whatever is left is held, and the connection with it; once nothing is, it reads on.
     fn offer(&mut self, index: usize, held: Held, now: Instant) {
         if held.is_nothing() {
             return;
         }
-        let (left, hung_up) = held.offer(&mut self.outlet, &mut self.lifecycle, &self.counters);
+        let (left, hung_up) = if self.is_behind(&held) {
+            (held, false)
+        } else {
+            held.offer(&mut self.outlet, &mut self.lifecycle, &self.counters)
+        };
         let Some(slot) = self.slots.get_mut(index) else { return };
         slot.held = left;
         let free = slot.held.is_nothing();
@@ -384,12 +392,20 @@ impl<T: Transport> Shard<T> {
             }
         }
         if !free {
+            self.held_back.push_back(index);
             self.alarm.arm(after(now, HELD_RETRY));
             self.spilled(0, 0, now);
         }
         if hung_up {
             self.report(Report::RegistryHungUp);
         }
+    }
+
+    /// Whether others wait for the same room. Who comes late has to wait, however little it is:
+    /// or those with much to hand over would find no room for ever.
+    fn is_behind(&self, held: &Held) -> bool {
+        let slots = self.held_back.iter().filter_map(|&index| self.slots.get(index));
+        slots.into_iter().any(|slot| slot.held.is_for_same(held))
     }
 
     /// Sends what is waiting to be sent.

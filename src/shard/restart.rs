@@ -50,6 +50,10 @@ impl<T: Transport> Shard<T> {
         let scratch = Scratch { plain: Vec::with_capacity(LARGE_BYTES), ..Scratch::default() };
         let Scratch { in_hand, .. } = std::mem::replace(&mut self.scratch, scratch);
         self.ready.clear();
+        self.held_back.clear();
+        let slots = self.slots.iter().enumerate();
+        let holding = slots.filter(|(_, slot)| !slot.held.is_nothing());
+        self.held_back.extend(holding.map(|(index, _)| index));
         self.alarm = Alarm::default();
         if let Some(batch) = in_hand {
             self.write_off_batch(&batch);

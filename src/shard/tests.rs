@@ -13,6 +13,7 @@ use alloc_tracker::{Allocator, Session};
 
 use super::*;
 use crate::batch::Continuity;
+use crate::overflow::Overflow;
 use world::*;
 
 #[global_allocator]
@@ -70,6 +71,28 @@ fn c1_messages_before_a_violation_stand_and_nothing_after_it() {
     world.give(BOOK, &peer, vec![Chunk::Bytes(bytes)], 1.0);
     assert_eq!(world.received().len(), 1);
     assert!(matches!(world.downs()[..], [Cause::Protocol { .. }]));
+}
+
+#[test]
+fn who_holds_back_much_is_not_passed_by_those_with_little() {
+    let mut world = World::with(4, Overflow::Backpressure.into());
+    let other = ConnId::new(5);
+    let big = world.adopt(BOOK, 1, Vec::new(), 0.0);
+    let small = world.adopt(other, 1, Vec::new(), 0.0);
+    world.give(other, &small, vec![Chunk::Bytes([delta(1), delta(2)].concat())], 1.0);
+    world.give(BOOK, &big, vec![Chunk::Bytes([delta(1), delta(2), delta(3)].concat())], 1.0);
+    assert!(world.shard.holds(BOOK));
+    // One place is free now, and each time the host takes a message.
+    let mut taken = Vec::new();
+    for step in 3u32..=12 {
+        let at = f64::from(step);
+        world.give(other, &small, vec![Chunk::Bytes(delta(u64::from(step)))], at);
+        taken.extend(world.messages.try_recv().map(|m| (m.conn_id, m.seq.unwrap().number())));
+        world.settle(at + 0.5);
+    }
+    let of = |conn| taken.iter().filter(|&&(id, _)| id == conn).count();
+    assert_eq!((of(BOOK), of(other)), (3, 7), "{taken:?}");
+    assert!(world.counters.messages_dropped.total() == 0 && !world.shard.holds(BOOK));
 }
 
 #[test]

@@ -18,8 +18,8 @@ impl<T: Transport> Shard<T> {
         if !self.alarm.ring(moment.judged) {
             return;
         }
+        self.retry_held(moment.now);
         for index in 0..self.slots.len() {
-            self.retry_held(index, moment.now);
             self.offer_kept(index, moment.now);
             self.tell_lapse(index, moment.judged);
             self.tick(index, moment);
@@ -55,10 +55,16 @@ impl<T: Transport> Shard<T> {
         }
     }
 
-    fn retry_held(&mut self, index: usize, now: Instant) {
-        let Some(slot) = self.slots.get_mut(index) else { return };
-        let held = std::mem::replace(&mut slot.held, Held::Nothing);
-        self.offer(index, held, now);
+    /// Offers what is held back again, first come first served.
+    fn retry_held(&mut self, now: Instant) {
+        let mut line = std::mem::take(&mut self.scratch.held_back);
+        std::mem::swap(&mut line, &mut self.held_back);
+        for index in line.drain(..) {
+            let Some(slot) = self.slots.get_mut(index) else { continue };
+            let held = std::mem::replace(&mut slot.held, Held::Nothing);
+            self.offer(index, held, now);
+        }
+        self.scratch.held_back = line;
     }
 
     fn tick(&mut self, index: usize, moment: Moment) {
