@@ -222,7 +222,7 @@ impl<T: Transport, R: Resolver> Connector<T, R> {
                     if let Some(place) = self.attempts.get_mut(place_of(conn)) {
                         *place = Some(attempt);
                     }
-                    self.parts.resolver.ask();
+                    self.parts.resolver.ask(now);
                 }
                 Ok(Dial::Stop) | Err(TryRecvError::Disconnected) => {
                     self.attempts.clear();

@@ -5,10 +5,17 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use arrayvec::ArrayVec;
 use crossbeam_channel::{Receiver, TryRecvError, bounded};
 
 use crate::error::Cause;
+
+/// How long a lookup may take until another is begun beside it.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Lookups under way at a time, those that hang among them.
+const LOOKUPS_MAX: usize = 4;
 
 /// Interrupts the wait of another thread.
 pub(crate) type Wake = Arc<dyn Fn() + Send + Sync>;
@@ -16,10 +23,10 @@ pub(crate) type Wake = Arc<dyn Fn() + Send + Sync>;
 /// What a lookup gave.
 pub(crate) type Lookup = Result<Vec<SocketAddr>, Cause>;
 
-/// Where the connector asks for addresses. At most one lookup is under way.
+/// Where the connector asks for addresses.
 pub(crate) trait Resolver {
-    /// Asks, unless an answer is still due.
-    fn ask(&mut self);
+    /// Asks, unless an answer is still due and may well come.
+    fn ask(&mut self, now: Instant);
     /// The answer, if one has come.
     fn answer(&mut self) -> Option<Lookup>;
 }
@@ -32,6 +39,8 @@ pub(crate) struct SystemResolver {
     own: Option<IpAddr>,
     wake: Wake,
     lookup: LookUp,
+    /// Oldest first.
+    under_way: ArrayVec<Receiver<Lookup>, LOOKUPS_MAX>,
     state: State,
 }
 
@@ -42,7 +51,8 @@ enum State {
     /// The host is an address: no thread needed.
     Fixed(SocketAddr, bool),
     Idle,
-    Asked(Receiver<Lookup>),
+    /// An answer is due since.
+    Asked(Instant),
     /// There was no thread to ask.
     Refused(io::Error),
 }
@@ -54,41 +64,63 @@ impl SystemResolver {
             Ok(address) => State::Fixed(SocketAddr::new(address, port), false),
             Err(_) => State::Idle,
         };
-        Self { host: host.to_owned(), port, own, wake, lookup: system, state }
+        let (host, under_way) = (host.to_owned(), ArrayVec::new());
+        Self { host, port, own, wake, lookup: system, under_way, state }
+    }
+
+    /// Takes the answer of whichever lookup has one; one that was given up on may still bring it.
+    fn take_answer(&mut self) -> Option<Lookup> {
+        for index in 0..self.under_way.len() {
+            let answer = match self.under_way.get(index)?.try_recv() {
+                Err(TryRecvError::Empty) => continue,
+                Ok(answer) => answer,
+                Err(TryRecvError::Disconnected) => {
+                    let message = "the thread of a name lookup has ended by a bug".to_owned();
+                    Err(Cause::Local { message })
+                }
+            };
+            self.under_way.remove(index);
+            return Some(answer);
+        }
+        None
     }
 }
 
 impl Resolver for SystemResolver {
-    fn ask(&mut self) {
+    fn ask(&mut self, now: Instant) {
         match &mut self.state {
             State::Fixed(_, asked) => {
                 *asked = true;
-                (self.wake)();
+                return (self.wake)();
             }
-            State::Asked(_) => {}
-            State::Idle | State::Refused(_) => {
-                let place = (self.host.clone(), self.port);
-                let asked = spawn_lookup(place, self.own, self.lookup, Arc::clone(&self.wake));
-                self.state = asked.map_or_else(State::Refused, State::Asked);
-            }
+            State::Asked(since) if now.saturating_duration_since(*since) < PATIENCE => return,
+            State::Asked(_) => log::warn!(
+                "a lookup of {} has taken longer than {PATIENCE:?}; is the name service well?",
+                self.host
+            ),
+            State::Idle | State::Refused(_) => {}
+        }
+        self.state = State::Asked(now);
+        if self.under_way.is_full() {
+            return;
+        }
+        let place = (self.host.clone(), self.port);
+        match spawn_lookup(place, self.own, self.lookup, Arc::clone(&self.wake)) {
+            Ok(lookup) => self.under_way.push(lookup),
+            Err(error) => self.state = State::Refused(error),
         }
     }
 
     fn answer(&mut self) -> Option<Lookup> {
-        let local = |message| Err(Cause::Local { message });
         let answer = match &mut self.state {
             State::Fixed(address, asked) => {
                 return std::mem::take(asked).then(|| Ok(vec![*address]));
             }
-            State::Idle => return None,
-            State::Refused(error) => local(format!("no thread for a name lookup: {error}")),
-            State::Asked(receiver) => match receiver.try_recv() {
-                Err(TryRecvError::Empty) => return None,
-                Ok(answer) => answer,
-                Err(TryRecvError::Disconnected) => {
-                    local("the thread of a name lookup has ended by a bug".to_owned())
-                }
-            },
+            State::Refused(error) => {
+                let message = format!("no thread for a name lookup: {error}");
+                Err(Cause::Local { message })
+            }
+            State::Idle | State::Asked(_) => self.take_answer()?,
         };
         self.state = State::Idle;
         Some(answer)
@@ -161,24 +193,47 @@ mod tests {
         let wake: Wake = Arc::new(move || woken.try_send(()).unwrap_or_default());
         let mut resolver = SystemResolver::new(("exchange.test", 443), None, wake);
         resolver.lookup = lookup;
-        resolver.ask();
+        resolver.ask(crate::clock::now());
         (resolver, wakes)
     }
 
-    const SOON: std::time::Duration = std::time::Duration::from_secs(30);
+    const SOON: Duration = Duration::from_secs(30);
+
+    fn hangs(_: &str, _: u16) -> io::Result<Vec<SocketAddr>> {
+        loop {
+            std::thread::park();
+        }
+    }
 
     #[test]
     fn a1_a_lookup_that_hangs_blocks_nobody_and_is_not_asked_twice() {
-        let (mut resolver, wakes) = asked(|_, _| {
-            loop {
-                std::thread::park();
-            }
-        });
+        let (mut resolver, wakes) = asked(hangs);
+        let now = crate::clock::now();
         for _ in 0..1_000 {
-            resolver.ask();
+            resolver.ask(now + PATIENCE / 2);
             assert_eq!(resolver.answer(), None);
         }
         assert!(wakes.is_empty());
+        assert_eq!(resolver.under_way.len(), 1);
+    }
+
+    #[test]
+    fn a1_a_lookup_that_hangs_for_long_is_not_the_last() {
+        let (mut resolver, wakes) = asked(hangs);
+        let now = crate::clock::now();
+        resolver.ask(now + 2 * PATIENCE);
+        resolver.lookup = |_, port| Ok(vec![([10, 0, 0, 1], port).into()]);
+        resolver.ask(now + 4 * PATIENCE);
+        wakes.recv_timeout(SOON).unwrap();
+        assert_eq!(resolver.answer(), Some(Ok(vec![([10, 0, 0, 1], 443).into()])));
+        assert_eq!(resolver.answer(), None);
+        // However many hang, there are never more than a few.
+        resolver.lookup = hangs;
+        for round in 3..20 {
+            resolver.ask(now + 2 * round * PATIENCE);
+            assert_eq!(resolver.answer(), None);
+        }
+        assert_eq!(resolver.under_way.len(), LOOKUPS_MAX);
     }
 
     #[test]
@@ -196,7 +251,7 @@ mod tests {
         let Some(Err(Cause::Local { message })) = resolver.answer() else { panic!() };
         assert!(message.contains("ended by a bug"), "{message}");
         resolver.lookup = |_, _| Err(io::ErrorKind::NotFound.into());
-        resolver.ask();
+        resolver.ask(crate::clock::now());
         wakes.recv_timeout(SOON).unwrap();
         assert!(matches!(resolver.answer(), Some(Err(Cause::Resolve { .. }))));
     }

@@ -431,7 +431,7 @@ impl Transport for SimNet {
 }
 
 impl Resolver for SimNet {
-    fn ask(&mut self) {
+    fn ask(&mut self, _: Instant) {
         let network = &mut *self.network.borrow_mut();
         if !std::mem::replace(&mut network.asked, true) {
             let slow = network.faults.strikes(Fault::ResolveSlow);

@@ -125,7 +125,7 @@ pub(super) struct FakeResolver {
 }
 
 impl Resolver for FakeResolver {
-    fn ask(&mut self) {
+    fn ask(&mut self, _: Instant) {
         self.asked.send(()).unwrap();
     }
     fn answer(&mut self) -> Option<Lookup> {
