@@ -26,6 +26,8 @@ pub(crate) struct Pace {
     /// Refusals and subscriptions that ended by themselves, and when the last one was.
     troubles: u32,
     troubled: Option<Instant>,
+    /// Whether anything was sent since: if not, more trouble is of the same incident.
+    tried: bool,
     /// Time between two commands, and when the next may go.
     spacing: Duration,
     next: Option<Instant>,
@@ -39,6 +41,7 @@ impl Pace {
             hold: None,
             troubles: 0,
             troubled: None,
+            tried: false,
             spacing: Duration::ZERO,
             next: None,
         }
@@ -62,11 +65,16 @@ impl Pace {
     }
 
     /// A refusal, or a subscription that ended: nothing more is sent for a while that doubles
-    /// each time, so that no exchange can make us repeat ourselves without pause.
+    /// each time, so that no exchange can make us repeat ourselves without pause. What goes wrong
+    /// before anything more is sent counts once, however much it is.
     pub(crate) fn trouble(&mut self, now: Instant) {
         if self.is_calm(now) {
             self.troubles = 0;
+        } else if !self.tried {
+            self.troubled = Some(now);
+            return;
         }
+        self.tried = false;
         let doubled = TROUBLE_DELAY.saturating_mul(2u32.saturating_pow(self.troubles.min(10)));
         self.wait(now, doubled.min(TROUBLE_DELAY_MAX));
         self.troubles = self.troubles.saturating_add(1);
@@ -108,6 +116,7 @@ impl Pace {
 
     /// A command was sent.
     pub(crate) fn sent(&mut self, now: Instant) {
+        self.tried = true;
         if !self.spacing.is_zero() {
             self.next = Some(after(now, self.spacing));
         }
@@ -149,12 +158,32 @@ mod tests {
             pace.trouble(now);
             assert_eq!(held(&pace, now), Duration::from_secs(seconds));
             now += Duration::from_secs(seconds);
+            pace.sent(now);
         }
         now += TROUBLE_OVER;
         pace.trouble_once(now);
         assert_eq!(held(&pace, now), Duration::ZERO);
+        pace.sent(now);
         pace.trouble_once(now);
         assert_eq!(held(&pace, now), Duration::from_secs(2));
+    }
+
+    #[test]
+    fn what_goes_wrong_before_anything_more_is_sent_counts_once() {
+        let mut pace = Pace::new(500);
+        let mut now = crate::clock::now();
+        pace.sent(now);
+        (0..7).for_each(|_| pace.trouble_once(now));
+        assert_eq!(held(&pace, now), Duration::ZERO, "forgiven, all of it");
+        for seconds in [2, 4] {
+            pace.sent(now);
+            (0..7).for_each(|_| pace.trouble_once(now));
+            (0..7).for_each(|_| pace.trouble(now));
+            assert_eq!(held(&pace, now), Duration::from_secs(seconds));
+            now += Duration::from_secs(seconds);
+        }
+        pace.refused(now);
+        assert_eq!(held(&pace, now), TROUBLE_DELAY_MAX, "but this is always waited for");
     }
 
     #[test]

@@ -1,0 +1,30 @@
+//! How fast an exchange that refuses, ends and answers nonsense is asked: trouble slows a
+//! connection down, each incident once, and nothing makes it ask without pause.
+
+use super::*;
+
+#[test]
+fn e10_subscriptions_of_single_markets_that_end_together_are_opened_anew_at_once() {
+    let mut world = World::new(settings(Dialect::Legacy));
+    world.up(1);
+    holding(&mut world, 7);
+    (0..7).for_each(|_| assert!(world.peers[1].terminate(false, false, 10)));
+    (0..7).for_each(|_| world.deliver(1));
+    assert_eq!(loads(&world)[0], 0);
+    world.flow();
+    assert_eq!(loads(&world)[0], 7, "one incident");
+}
+
+#[test]
+fn e10_commands_under_way_when_a_subscription_ends_are_part_of_the_same_incident() {
+    let mut world = World::new(settings(Dialect::Live));
+    world.up(1);
+    holding(&mut world, 4);
+    (4..12).for_each(|number| world.want(number, 0));
+    world.pump();
+    assert!(world.peers[1].terminate(false, true, 10));
+    (0..2).for_each(|_| world.peers[1].take(Fate::Refused(17)));
+    (0..3).for_each(|_| world.deliver(1));
+    world.flow();
+    assert_eq!(loads(&world)[0], 12, "at once, the first time");
+}
