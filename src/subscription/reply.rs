@@ -68,6 +68,10 @@ impl Subscriptions {
                 }
                 member.overdue.push_back(Overdue { flight: flight.clone(), until });
             }
+            // Answered at once it would be repeated at once, again and again.
+            Outcome::Rejected { code } if code.action() == Action::Reconcile => {
+                member.pace.trouble_once(now);
+            }
             Outcome::Rejected { .. } => {}
         }
         let verdict = Verdict::of(ended.outcome);

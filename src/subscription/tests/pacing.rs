@@ -28,3 +28,29 @@ fn e10_commands_under_way_when_a_subscription_ends_are_part_of_the_same_incident
     world.flow();
     assert_eq!(loads(&world)[0], 12, "at once, the first time");
 }
+
+#[test]
+fn e10_an_exchange_that_finishes_nothing_in_time_is_not_asked_without_pause() {
+    let worlds = [
+        (Dialect::Live, Fate::Refused(18)),
+        (Dialect::Live, Fate::Timeout),
+        (Dialect::Legacy, Fate::Refused(18)),
+    ];
+    for (dialect, fate) in worlds {
+        let mut world = World::new(settings(dialect));
+        world.up(1);
+        (0..6).for_each(|number| world.want(number, 0));
+        for _ in 0..3_600 {
+            for _ in 0..20 {
+                world.pump();
+                world.peers[1].take(fate);
+                world.deliver(1);
+            }
+            world.pass(1);
+        }
+        let asked = world.named().len();
+        assert!((50..200).contains(&asked), "{asked} in an hour, {fate:?}");
+        world.quiesce();
+        world.check_settled();
+    }
+}
