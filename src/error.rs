@@ -123,7 +123,8 @@ pub enum StartError {
         /// The last cause of each connection that was not.
         causes: Vec<(ConnId, Cause)>,
     },
-    /// The exchange refused a global subscription on every line.
+    /// The exchange refused a global subscription on every line, so that asking again changes
+    /// nothing, or until the time was up.
     #[error("the exchange refused to subscribe {channel} (code {code}); check the dialect and url")]
     GlobalRejected {
         /// The channel's name.

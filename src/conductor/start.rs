@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use super::{Conductor, Phase};
-use crate::code::ExchangeCode;
+use crate::code::{Action, ExchangeCode};
 use crate::connection::{Connection, State};
 use crate::error::{Cause, StartError};
 use crate::ids::{ConnId, Role};
@@ -16,14 +16,16 @@ impl<L> Conductor<L> {
         let healthy = self.connections.iter().filter(|connection| connection.is_live()).count();
         let halted = |c: &&Connection| matches!(c.state, State::Halted);
         let possible = self.connections.len() - self.connections.iter().filter(halted).count();
-        let verdict = if let Some((channel, code)) = self.rejected_global() {
-            Err(StartError::GlobalRejected { channel, code })
+        // What asking again cannot change ends the start at once; the rest may pass.
+        let verdict = if let Some(rejected) = self.rejected_global(is_final) {
+            Err(rejected)
         } else if healthy >= self.parts.min_healthy && self.globals_are_open() {
             Ok(())
         } else if possible < self.parts.min_healthy {
             Err(StartError::Halted { healthy, causes: self.causes() })
         } else if until <= now {
-            Err(StartError::Timeout { healthy, causes: self.causes() })
+            let rejected = self.rejected_global(|_| true);
+            Err(rejected.unwrap_or_else(|| StartError::Timeout { healthy, causes: self.causes() }))
         } else {
             return;
         };
@@ -45,15 +47,16 @@ impl<L> Conductor<L> {
             .all(|role| self.of_role(role).any(|conn| self.parts.subscriptions.is_open(conn)))
     }
 
-    /// A global channel that the exchange refused on every line.
-    fn rejected_global(&self) -> Option<(&'static str, ExchangeCode)> {
+    /// A global channel that the exchange refused on every line, with such a code.
+    fn rejected_global(&self, counts: fn(ExchangeCode) -> bool) -> Option<StartError> {
         self.global_roles().find_map(|role| {
-            let mut refusals =
-                self.of_role(role).map(|conn| self.parts.subscriptions.refused(conn));
-            let first = refusals.next().flatten()?;
-            refusals
-                .all(|refusal| refusal.is_some())
-                .then_some((self.parts.dialect.channel(role), first))
+            let mut refusals = self
+                .of_role(role)
+                .map(|conn| self.parts.subscriptions.refused(conn).filter(|code| counts(*code)));
+            let code = refusals.next().flatten()?;
+            let channel = self.parts.dialect.channel(role);
+            let all = refusals.all(|refusal| refusal.is_some());
+            all.then_some(StartError::GlobalRejected { channel, code })
         })
     }
 
@@ -71,4 +74,9 @@ impl<L> Conductor<L> {
         let cause = |connection: &Connection| Some((connection.conn, connection.cause.clone()?));
         self.connections.iter().filter_map(cause).collect()
     }
+}
+
+/// Whether asking again soon changes nothing.
+fn is_final(code: ExchangeCode) -> bool {
+    code.action() == Action::Refuse
 }

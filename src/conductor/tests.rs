@@ -6,6 +6,7 @@ use std::collections::VecDeque;
 use crossbeam_channel::bounded;
 
 use super::*;
+use crate::code::ExchangeCode;
 use crate::command::{Ended, Outcome};
 use crate::config::Config;
 use crate::mailbox::Adoption;
@@ -29,6 +30,7 @@ struct World {
     control: Sender<Control>,
     stop_requested: Arc<AtomicBool>,
     events: Receiver<Event>,
+    started: Receiver<Result<(), StartError>>,
     counters: Arc<Counters>,
     start: Instant,
     now: Instant,
@@ -52,7 +54,7 @@ impl World {
         let (control, control_receiver) = bounded(4);
         let stop_requested: Arc<AtomicBool> = Arc::default();
         let (event_sender, events) = bounded(100_000);
-        let (started, _) = bounded(1);
+        let (started, start_receiver) = bounded(1);
         let now = crate::clock::now();
         let counters = Arc::new(Counters::new(POOL, SHARDS, Arc::default()));
         let mailbox = |orders| Mailbox { orders, wake: Arc::clone(&wake) };
@@ -99,6 +101,7 @@ impl World {
             control,
             stop_requested,
             events,
+            started: start_receiver,
             counters,
             start: now,
             now,
@@ -164,6 +167,16 @@ impl World {
                 crate::clock::Stamp { wall: std::time::SystemTime::UNIX_EPOCH, mono: self.now };
             let (heard, last_data) = (true, self.now);
             self.reports.send(Report::Down { conn, epoch, cause, heard, last_data, at }).unwrap();
+        }
+    }
+
+    /// What each global line's command of this number came to.
+    fn end_globals(&mut self, id: u64, outcome: Outcome) {
+        for (&conn, &epoch) in self.live.iter().filter(|(conn, _)| conn.number() <= 6) {
+            let (id, sid) = (crate::ids::CommandId::new(id), Some(crate::ids::Sid::new(1)));
+            let expects = crate::request::Expects::Subscription;
+            let ended = Ended { id, expects, outcome, sid, detail: None };
+            self.reports.send(Report::Ended { conn, epoch, ended }).unwrap();
         }
     }
 
@@ -350,6 +363,36 @@ fn g5_a_lost_connector_is_told_of_and_what_is_live_lives_on() {
     );
     let healthy: u64 = world.counters.control.connections_healthy.iter().map(|c| c.total()).sum();
     assert_eq!(healthy, 149);
+}
+
+#[test]
+fn e10_a_global_subscription_refused_in_passing_does_not_end_the_start() {
+    use ExchangeCode::{InternalError, TooManyRequests, UnableToProcess, UnknownChannel};
+    for code in [TooManyRequests, InternalError, UnableToProcess, UnknownChannel] {
+        for heals in [true, false] {
+            let mut world = World::new();
+            world.run(seconds(10), |_, _| Ok(()));
+            world.end_globals(1, Outcome::Rejected { code });
+            world.run(seconds(5), |_, _| Ok(()));
+            let rejected = |world: &World| match world.started.try_recv().unwrap() {
+                Err(StartError::GlobalRejected { code, .. }) => Some(code),
+                other => other.map(|()| None).unwrap(),
+            };
+            if code == UnknownChannel {
+                assert_eq!(rejected(&world), Some(code), "asking again helps nobody");
+                continue;
+            }
+            assert!(world.started.is_empty(), "{code} may pass");
+            if heals {
+                world.end_globals(2, Outcome::Ok);
+                world.run(seconds(1), |_, _| Ok(()));
+                assert_eq!(rejected(&world), None);
+            } else {
+                world.run(seconds(30), |_, _| Ok(()));
+                assert_eq!(rejected(&world), Some(code), "it says what was wrong");
+            }
+        }
+    }
 }
 
 #[test]
