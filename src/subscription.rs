@@ -393,7 +393,7 @@ impl Subscriptions {
         if let Some(member) = conn.and_then(|conn| self.member(conn)) {
             member.present = member.present + usize::from(after) - usize::from(before);
         }
-        self.follow(slot, lacked, self.loss(conn));
+        self.follow(slot, lacked, self.loss(conn, Some(slot)));
         self.file(slot);
     }
 

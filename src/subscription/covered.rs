@@ -3,6 +3,7 @@
 
 use std::time::{Instant, SystemTime};
 
+use super::member::Member;
 use super::{Subscriptions, place_of};
 use crate::clock::Stamp;
 use crate::coverage::{Since, Uncovered, UncoveredMarkets, UncoveredReason};
@@ -45,14 +46,21 @@ impl Subscriptions {
         }
     }
 
-    /// Since when anything on this connection is lost that is lost now, and why.
-    pub(super) fn loss(&self, conn: Option<ConnId>) -> Since {
+    /// Since when a market of this connection, or all of it, is lost that is lost now, and why.
+    pub(super) fn loss(&self, conn: Option<ConnId>, slot: Option<Slot>) -> Since {
         let member = conn.and_then(|conn| self.members.get(place_of(conn)));
+        // Over long before its end was acknowledged, perhaps.
+        let own = |member: &Member| slot.and_then(|slot| member.own.over_at.get(&slot).copied());
+        let over = member.and_then(|member| own(member).or(member.over_at));
+        let ended = |at| Since { at, reason: UncoveredReason::SubscriptionEnded };
         if member.is_some_and(|member| member.live) {
-            return Since { at: self.now, reason: UncoveredReason::SubscriptionEnded };
+            return ended(over.unwrap_or(self.now));
         }
         let at = self.quiet_since.unwrap_or(self.now).min(self.now);
-        Since { at, reason: UncoveredReason::Down }
+        match over {
+            Some(over) if over < at => ended(over),
+            _ => Since { at, reason: UncoveredReason::Down },
+        }
     }
 
     /// A market that lacks something has another connection, or none.
@@ -69,7 +77,7 @@ impl Subscriptions {
         match (role.is_global(), self.is_open(conn)) {
             (true, true) => self.coverage.end_line(conn, role, self.now),
             (true, false) => {
-                let since = self.loss(Some(conn));
+                let since = self.loss(Some(conn), None);
                 self.coverage.begin_line(conn, since);
             }
             (false, _) => {}

@@ -85,6 +85,8 @@ pub(crate) struct Member {
     pub(crate) line: Line,
     /// A subscription told to be over before its sid was known to be the line's.
     pub(crate) over: Option<Sid>,
+    /// When the line's subscription, not ended by us, was over.
+    pub(crate) over_at: Option<Instant>,
     /// A late reply told of this subscription beside the line's.
     pub(crate) other: Option<Sid>,
     /// The last subscription that is known to have ended.
@@ -121,6 +123,8 @@ pub(crate) struct Member {
 pub(crate) struct OwnSids {
     pub(crate) by_market: BTreeMap<Slot, Sid>,
     pub(crate) by_sid: BTreeMap<Sid, Slot>,
+    /// When those of these markets, not ended by us, were over.
+    pub(crate) over_at: BTreeMap<Slot, Instant>,
     /// Subscriptions that belong to no market: to be ended.
     pub(crate) strays: Vec<Sid>,
     /// Those that have been, while a late reply may still tell of them.
@@ -131,7 +135,9 @@ pub(crate) struct OwnSids {
 
 impl OwnSids {
     pub(crate) fn insert(&mut self, slot: Slot, sid: Sid) {
-        self.by_market.insert(slot, sid);
+        if self.by_market.insert(slot, sid) != Some(sid) {
+            self.over_at.remove(&slot);
+        }
         self.by_sid.insert(sid, slot);
     }
 
@@ -160,6 +166,7 @@ impl Member {
             down_since: None,
             line: Line::Closed,
             over: None,
+            over_at: None,
             other: None,
             ended: None,
             adds: Ranks::default(),
@@ -197,7 +204,9 @@ impl Member {
 
     /// The line has this sid.
     pub(crate) fn opened(&mut self, sid: Sid) {
-        self.line = Line::Open { sid, renew: self.over == Some(sid) };
+        let renew = self.over == Some(sid);
+        self.line = Line::Open { sid, renew };
+        self.over_at = self.over_at.filter(|_| renew);
     }
 
     /// Ids are never used twice in an epoch.

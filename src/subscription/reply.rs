@@ -145,6 +145,7 @@ impl Subscriptions {
             }
             (Ask::Add(sid) | Ask::Delete(sid), Verdict::Refused(_, Action::Renew)) => {
                 member.line = Line::Open { sid, renew: true };
+                member.over_at = member.over_at.or(Some(now));
                 member.pace.trouble_once(now);
                 self.settle_all(&flight.markets, None);
             }
@@ -273,10 +274,20 @@ impl Subscriptions {
         member.over = None;
         if member.other.take().is_some_and(|other| Some(other) > member.ended) {
             member.line = Line::Unsure { taken: false };
-            return self.doubt_all(conn);
+            self.doubt_all(conn);
+            return self.over_is_known(conn);
         }
         member.line = Line::Closed;
         self.forget_all(conn);
+        self.over_is_known(conn);
+    }
+
+    /// Whatever was lost with the line's subscription is known to be.
+    fn over_is_known(&mut self, conn: ConnId) {
+        self.follow_line(conn);
+        if let Some(member) = self.member(conn) {
+            member.over_at = None;
+        }
     }
 
     /// A subscription is over or out of step: it is ended and opened anew.
@@ -287,6 +298,11 @@ impl Subscriptions {
         }
         let Some(member) = self.members.get_mut(place_of(conn)) else { return };
         member.over = Some(sid);
+        match member.line.sid() {
+            Some(line) if line == sid => member.over_at = member.over_at.or(Some(now)),
+            Some(_) => {}
+            None => member.over_at = Some(now),
+        }
         match member.line {
             Line::Open { sid: open, renew: false } if open == sid => {
                 member.opened(sid);

@@ -175,6 +175,9 @@ impl Subscriptions {
         } else {
             self.learn(slot, Observed::Absent);
         }
+        if let Some(member) = self.member(conn) {
+            member.own.over_at.remove(&slot);
+        }
     }
 
     /// A stray that was not ended is ended later; a market's own sid stays with it.
@@ -217,6 +220,7 @@ impl Subscriptions {
         let Some(member) = self.member(conn) else { return };
         let Some(&slot) = member.own.by_sid.get(&sid) else { return };
         member.pace.trouble_once(now);
+        member.own.over_at.entry(slot).or_insert(now);
         if let Some(market) = self.directory.get_mut(slot) {
             market.renew = true;
         }

@@ -3,6 +3,7 @@
 //! exactly once, and no other is.
 
 mod asking;
+mod covering;
 mod pacing;
 mod placing;
 mod repairing;
