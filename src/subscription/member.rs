@@ -134,11 +134,16 @@ pub(crate) struct OwnSids {
 }
 
 impl OwnSids {
-    pub(crate) fn insert(&mut self, slot: Slot, sid: Sid) {
+    /// The market's subscription has this sid. The market that had it before, if there is one, has
+    /// none now.
+    pub(crate) fn insert(&mut self, slot: Slot, sid: Sid) -> Option<Slot> {
         if self.by_market.insert(slot, sid) != Some(sid) {
             self.over_at.remove(&slot);
         }
-        self.by_sid.insert(sid, slot);
+        let robbed = self.by_sid.insert(sid, slot).filter(|&other| other != slot)?;
+        self.by_market.remove(&robbed);
+        self.over_at.remove(&robbed);
+        Some(robbed)
     }
 
     /// A stray is no more.

@@ -154,15 +154,21 @@ impl Subscriptions {
         }
     }
 
-    /// The market's subscription has this sid. One it had before is a stray now.
+    /// The market's subscription has this sid. One it had before is a stray now. If another market
+    /// had this sid, the exchange contradicts itself, and is asked, but not without pause.
     fn adopt(&mut self, conn: ConnId, slot: Slot, sid: Sid) {
+        let now = self.now;
         let Some(member) = self.member(conn) else { return };
         let old = member.own.by_market.get(&slot).copied().filter(|&old| old != sid);
         if let Some(old) = old {
             member.own.remove(old);
             member.own.strays.push(old);
         }
-        member.own.insert(slot, sid);
+        if let Some(robbed) = member.own.insert(slot, sid) {
+            member.own.unsure = true;
+            member.pace.trouble_once(now);
+            self.learn(robbed, Observed::Unknown);
+        }
     }
 
     /// The subscription is no more, and its market, if it has one, is not subscribed.

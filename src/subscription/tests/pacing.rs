@@ -54,3 +54,40 @@ fn e10_an_exchange_that_finishes_nothing_in_time_is_not_asked_without_pause() {
         world.check_settled();
     }
 }
+
+#[test]
+fn legacy_an_exchange_that_gives_all_markets_the_same_sid_is_not_asked_without_pause() {
+    let mut now = crate::clock::now();
+    let mut plan = Subscriptions::new(pool(), settings(Dialect::Legacy), now);
+    let (conn, sid) = (World::conn(1), Sid::new(1));
+    plan.up(conn);
+    (0..3).for_each(|number| plan.want(&ticker(number), 0, now));
+    plan.place(now);
+    let mut asked = 0;
+    for second in 0..3_600 {
+        if second == 1_800 {
+            plan.unwant(&ticker(0), now);
+            plan.unwant(&ticker(1), now);
+        }
+        for _ in 0..20 {
+            plan.tick(now);
+            let Some(Step::Send(request)) = plan.next(conn, now) else { break };
+            asked += 1;
+            let channel = "orderbook_delta".to_owned();
+            let listed = vec![crate::command::Listed { channel, sid: sid.number() }];
+            let detail = crate::command::Detail { listed, responses: Vec::new() };
+            let ended = crate::command::Ended {
+                id: request.id,
+                expects: request.expects,
+                outcome: crate::command::Outcome::Ok,
+                sid: Some(sid),
+                detail: Some(Box::new(detail)),
+            };
+            plan.ended(conn, &ended, now);
+        }
+        now += Duration::from_secs(1);
+    }
+    assert!(asked < 400, "{asked} in an hour");
+    let left = plan.assignments(now).iter().count();
+    assert_eq!((left, plan.totals()), (1, (1, 1)), "two are gone, and one is there");
+}
