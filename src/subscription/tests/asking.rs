@@ -424,14 +424,20 @@ fn legacy_a_late_reply_that_overtakes_a_list_is_not_forgotten_over_it() {
     world.check_settled();
 }
 
-#[test]
-fn legacy_a_stray_that_is_found_out_to_be_a_markets_while_it_is_ended() {
+/// A subscribe given up before the exchange takes it, and the question that follows it.
+fn given_up() -> World {
     let mut world = World::new(settings(Dialect::Legacy));
     world.up(1);
     world.want(0, 0);
     world.pump();
     world.pass(6);
     world.pump();
+    world
+}
+
+#[test]
+fn legacy_a_stray_that_is_found_out_to_be_a_markets_while_it_is_ended() {
+    let mut world = given_up();
     // Subscribed and listed; the list comes first, and the sid in it seems to be nobody's.
     world.peers[1].take(Fate::Carried);
     world.peers[1].take(Fate::Carried);
@@ -445,12 +451,7 @@ fn legacy_a_stray_that_is_found_out_to_be_a_markets_while_it_is_ended() {
 
 #[test]
 fn legacy_a_late_reply_tells_of_a_stray_that_has_ended_since() {
-    let mut world = World::new(settings(Dialect::Legacy));
-    world.up(1);
-    world.want(0, 0);
-    world.pump();
-    world.pass(6);
-    world.pump();
+    let mut world = given_up();
     world.peers[1].take(Fate::Carried);
     let late = world.peers[1].outbox.pop_front().unwrap();
     world.peers[1].take(Fate::Carried);
