@@ -50,9 +50,7 @@ impl Subscriptions {
     pub(super) fn loss(&self, conn: Option<ConnId>, slot: Option<Slot>) -> Since {
         let member = conn.and_then(|conn| self.members.get(place_of(conn)));
         // Over long before its end was acknowledged, perhaps.
-        let own = |member: &Member| slot.and_then(|slot| member.own.over_at.get(&slot).copied());
-        let over = member.and_then(|member| own(member).or(member.over_at));
-        let ended = |at| Since { at, reason: UncoveredReason::SubscriptionEnded };
+        let over = member.and_then(|member| over_at(member, slot));
         if member.is_some_and(|member| member.live) {
             return ended(over.unwrap_or(self.now));
         }
@@ -124,11 +122,19 @@ impl Subscriptions {
     pub(crate) fn end_coverage(&mut self, now: Instant) {
         self.at(now);
         for (slot, ticker, market) in self.directory.iter() {
-            if is_lacking(market) {
+            let member = market.conn().and_then(|conn| self.members.get(place_of(conn)));
+            let over = member.and_then(|member| over_at(member, Some(slot)));
+            // Over, and its end not acknowledged yet.
+            let over = over.filter(|_| market.wanted && !is_lacking(market));
+            over.into_iter().for_each(|at| self.coverage.begin(slot, market.conn(), ended(at)));
+            if over.is_some() || is_lacking(market) {
                 self.coverage.end(slot, market.conn(), ticker, now);
             }
         }
         for member in &self.members {
+            if let Some(at) = member.over_at.filter(|_| member.role.is_global()) {
+                self.coverage.begin_line(member.conn, ended(at));
+            }
             self.coverage.end_line(member.conn, member.role, now);
         }
         self.coverage.close();
@@ -137,6 +143,15 @@ impl Subscriptions {
 
 fn is_lacking(market: &Market) -> bool {
     market.wanted && market.observed != Observed::Present
+}
+
+/// When the subscription of a market on this connection, or of all of it, was over.
+fn over_at(member: &Member, slot: Option<Slot>) -> Option<Instant> {
+    slot.and_then(|slot| member.own.over_at.get(&slot).copied()).or(member.over_at)
+}
+
+fn ended(at: Instant) -> Since {
+    Since { at, reason: UncoveredReason::SubscriptionEnded }
 }
 
 /// The start of no time.

@@ -105,3 +105,18 @@ fn an_end_told_in_answer_to_a_command_counts_from_then_on() {
     let added = (NotSubscribed, 1, seconds(4));
     assert_eq!(told(&mut world), [added, (SubscriptionEnded, 1, seconds(4))]);
 }
+
+#[test]
+fn an_end_that_nobody_has_acknowledged_at_the_stop_is_told_then() {
+    for dialect in [Dialect::Live, Dialect::Legacy] {
+        let mut world = clocked(dialect, 1);
+        for index in [0, 1] {
+            assert!(world.peers[index].terminate(false, true, 25));
+            world.deliver(index);
+        }
+        world.pass(3);
+        world.plan.end_coverage(world.now);
+        let expected = [(SubscriptionEnded, 0, seconds(3)), (SubscriptionEnded, 1, seconds(3))];
+        assert_eq!(told(&mut world), expected, "{dialect:?}");
+    }
+}
