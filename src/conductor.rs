@@ -59,6 +59,15 @@ pub(crate) struct ConductorParts<L> {
     pub(crate) started: Sender<Result<(), StartError>>,
 }
 
+/// What a start that failed leaves to the next one.
+#[derive(Debug, Default)]
+pub(crate) struct Leftovers {
+    /// Changes the registry reported, the last state of each market.
+    remembered: BTreeMap<Ticker, Wish>,
+    /// The last epoch of each connection.
+    epochs: Vec<Epoch>,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     Starting {
@@ -126,9 +135,12 @@ impl<L> Conductor<L> {
     pub(crate) fn begin(
         &mut self,
         registry: &mut dyn Registry,
-        remembered: BTreeMap<Ticker, Wish>,
+        Leftovers { remembered, epochs }: Leftovers,
         now: Instant,
     ) {
+        for (connection, epoch) in self.connections.iter_mut().zip(epochs) {
+            connection.begin_after(epoch);
+        }
         match registry.active_markets() {
             Ok(markets) => {
                 for ticker in &markets {
@@ -165,9 +177,10 @@ impl<L> Conductor<L> {
         self.has_started
     }
 
-    /// What the registry reported during a start that failed.
-    pub(crate) fn into_remembered(self) -> BTreeMap<Ticker, Wish> {
-        self.remembered
+    /// What the next start needs to know, should this one have failed.
+    pub(crate) fn into_leftovers(self) -> Leftovers {
+        let epochs = self.connections.iter().map(|connection| connection.epoch).collect();
+        Leftovers { remembered: self.remembered, epochs }
     }
 
     /// One turn.
@@ -482,7 +495,7 @@ impl<L> Conductor<L> {
             let Some(next) = due.min_by_key(|connection| connection.deadline()) else {
                 return;
             };
-            let (conn, role, first) = (next.conn, next.role, next.epoch == Epoch::new(0));
+            let (conn, role, first) = (next.conn, next.role, next.is_untried());
             if !first && !self.pacer.take(now) {
                 return;
             }

@@ -52,6 +52,8 @@ pub(crate) struct Connection {
     pub(crate) conn: ConnId,
     pub(crate) role: Role,
     pub(crate) epoch: Epoch,
+    /// The last epoch of an earlier run.
+    before: Epoch,
     pub(crate) state: State,
     /// Why it is not live, if it is not.
     pub(crate) cause: Option<Cause>,
@@ -69,12 +71,23 @@ impl Connection {
             conn,
             role,
             epoch: Epoch::new(0),
+            before: Epoch::new(0),
             state: State::Idle,
             cause: None,
             was_live: false,
             attempt: 0,
             grave: 0,
         }
+    }
+
+    /// Its epochs begin after this one: messages of that may still wait for the host.
+    pub(crate) fn begin_after(&mut self, epoch: Epoch) {
+        (self.epoch, self.before) = (epoch, epoch);
+    }
+
+    /// Whether it was never tried in this run.
+    pub(crate) fn is_untried(&self) -> bool {
+        self.epoch == self.before
     }
 
     /// When something must happen by itself.
@@ -103,7 +116,9 @@ impl Connection {
     pub(crate) fn is_settled(&self) -> bool {
         match self.state {
             State::Idle => false,
-            State::Attempting { .. } => self.epoch > Epoch::new(1),
+            State::Attempting { .. } => {
+                self.epoch.number() > self.before.number().saturating_add(1)
+            }
             State::Live { .. } | State::Waiting { .. } | State::Halted => true,
         }
     }
@@ -269,6 +284,18 @@ mod tests {
         script.down(4, Cause::Ended);
         script.begin(5);
         assert!(script.up(6), "a return");
+    }
+
+    #[test]
+    fn after_a_start_that_failed_the_first_attempt_is_the_first_again_with_a_new_epoch() {
+        let mut script = Script::new();
+        script.connection.begin_after(Epoch::new(5));
+        assert!(script.connection.is_untried());
+        assert_eq!(script.begin(0), Epoch::new(6));
+        assert!(!script.connection.is_untried() && !script.connection.is_settled());
+        script.down(1, Cause::Reset);
+        script.begin(2);
+        assert!(script.connection.is_settled(), "markets wait for the first attempt alone");
     }
 
     #[test]

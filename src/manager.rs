@@ -1,7 +1,6 @@
 //! The host's face of the engine: puts the threads together at start, takes them apart at stop.
 //! It does no work of its own in between.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
@@ -14,7 +13,7 @@ use crossbeam_channel::{Receiver, Sender, bounded, never};
 use crate::assignments::Assignments;
 use crate::backoff::Backoff;
 use crate::clock;
-use crate::conductor::{Conductor, ConductorParts};
+use crate::conductor::{Conductor, ConductorParts, Leftovers};
 use crate::config::{Config, Wait};
 use crate::connector::Connector;
 use crate::cores::{self, CoreFacts};
@@ -25,7 +24,7 @@ use crate::ids::Ticker;
 use crate::mailbox::{Control, Inputs, Untold, shard_name};
 use crate::market::SubscriptionInfo;
 use crate::messages::{Handoff, Messages, Room};
-use crate::registry::{Registry, Wish};
+use crate::registry::Registry;
 use crate::shard::Shard;
 use crate::stats::{Counters, Stats};
 use crate::subscription::{SubscriptionSettings, Subscriptions};
@@ -72,15 +71,17 @@ pub struct Manager {
     handoff: Option<Handoff>,
     room: Arc<Room>,
     messages: Option<Messages>,
-    event_sender: Sender<Event>,
+    /// The same for `Events`.
+    event_sender: Option<Sender<Event>>,
     events: Option<Events>,
     control: (Sender<Control>, Receiver<Control>),
     phase: Phase,
     delivery: Delivery,
     flags: Arc<Flags>,
     warnings: Arc<Warnings>,
-    /// Changes the registry reported during a start that failed.
-    remembered: BTreeMap<Ticker, Wish>,
+    leftovers: Leftovers,
+    /// Lost in a start that failed: the shards of the next one tell it.
+    untold: Vec<Untold>,
 }
 
 enum Phase {
@@ -99,12 +100,13 @@ struct Running {
 }
 
 /// What the conductor's thread takes along and, if the start fails, leaves behind for another.
-/// Gone once a start has succeeded: then the end of that run is the end of `Messages`, and of
-/// whoever reports changes.
+/// Gone once a start has succeeded: then the end of that run is the end of `Messages`, of `Events`,
+/// and of whoever reports changes.
 struct Luggage {
     registry: Box<dyn Registry>,
     handoff: Handoff,
-    remembered: BTreeMap<Ticker, Wish>,
+    events: Sender<Event>,
+    leftovers: Leftovers,
 }
 
 /// What any thread may look at or set.
@@ -198,8 +200,8 @@ impl Handle {
     }
 
     /// Asks the engine to stop, as [`Manager::stop`] would with a deadline of 1 s, and returns at
-    /// once. [`Messages`] then ends; call `stop` for the report. Before a start it makes that
-    /// start end as cancelled.
+    /// once. [`Messages`] and [`Events`] then end; call `stop` for the report. Before a start it
+    /// makes that start end as cancelled.
     pub fn request_stop(&self) {
         if !self.flags.stop_requested.swap(true, Ordering::AcqRel) {
             // Only to wake the conductor: if its queue is full it is about to empty it, and looks
@@ -238,14 +240,15 @@ impl Manager {
             room: handoff.room(),
             handoff: Some(handoff),
             messages: Some(messages),
-            event_sender,
+            event_sender: Some(event_sender),
             events: Some(events),
             control: bounded(CONTROL_MAX),
             phase: Phase::Idle,
             delivery,
             flags: Arc::default(),
             warnings: Arc::default(),
-            remembered: BTreeMap::new(),
+            leftovers: Leftovers::default(),
+            untold: Vec::new(),
             config,
         }
     }
@@ -289,10 +292,12 @@ impl Manager {
     }
 
     /// Starts the threads and waits, at most `start_timeout`, until `min_healthy` connections are
-    /// live and one line of each global role is acknowledged. The rest go on being tried.
+    /// live and one line of each global role is acknowledged. The rest go on being tried. Messages
+    /// come meanwhile: start the thread that takes them first.
     ///
     /// # Errors
-    /// [`StartError`]; everything begun is torn down, and `start` may be called again.
+    /// [`StartError`]; everything begun is torn down, and `start` may be called again. Epochs go
+    /// on from there, and what was lost is told with the next message of its connection.
     pub fn start(&mut self) -> Result<(), StartError> {
         match self.phase {
             Phase::Idle => {}
@@ -319,7 +324,11 @@ impl Manager {
             self.flags.stop_requested.store(false, Ordering::Release);
         }
         if verdict.is_err() {
-            self.tear_down(Duration::from_secs(1));
+            let StopReport { stuck, untold, .. } = self.tear_down(Duration::from_secs(1));
+            if !stuck.is_empty() {
+                log::error!("threads of a start that failed have not ended: {stuck:?}");
+            }
+            self.untold = untold;
             self.phase = Phase::Idle;
         }
         verdict
@@ -333,9 +342,9 @@ impl Manager {
             return StopReport::clone(report);
         }
         let report = self.tear_down(deadline);
-        // The consumer sees the end once it has taken what is left, and whoever reports changes
+        // The consumers see the end once they have taken what is left, and whoever reports changes
         // sees that nobody takes them any more.
-        self.handoff = None;
+        (self.handoff, self.event_sender) = (None, None);
         self.registry = None;
         self.phase = Phase::Stopped(Box::new(report.clone()));
         report
@@ -344,13 +353,13 @@ impl Manager {
     /// Builds the threads' parts and starts them. What was started before an error ends by
     /// itself: its queues are gone.
     fn spawn(&mut self, started: Sender<Result<(), StartError>>) -> Result<Running, StartError> {
-        let Some(handoff) = &self.handoff else {
+        let (Some(handoff), Some(events)) = (&self.handoff, self.event_sender.clone()) else {
             return Err(StartError::Stopped);
         };
         self.inspect_cores();
         let (counters, delivery) = (&self.counters, &self.delivery);
-        let events = self.event_sender.clone();
-        let wiring = Wiring::new(&self.config, counters, handoff, delivery, &self.warnings, events);
+        let told = events.clone();
+        let wiring = Wiring::new(&self.config, counters, handoff, delivery, &self.warnings, told);
         let wiring = wiring.map_err(threads)?;
         let Wiring { shards, connector, mailboxes, dialed, reports, lost, exits, ended } = wiring;
         let control = self.control.1.clone();
@@ -362,8 +371,9 @@ impl Manager {
             let name = shard_name(id);
             let (told, warnings) = (exits.clone(), Arc::clone(&self.warnings));
             let seat = Seat { shard: id, core: *core, wait };
-            let run =
-                move || thread::run_shard(|| Shard::new(shard), seat, &counters, &told, &warnings);
+            let untold = self.untold.clone();
+            let make = move || Shard::new(shard).owing(&untold);
+            let run = move || thread::run_shard(make, seat, &counters, &told, &warnings);
             others.push(
                 thread::spawn(Builder::new(), &name, Some(id), &exits, run).map_err(threads)?,
             );
@@ -379,23 +389,23 @@ impl Manager {
         };
         let connector = thread::spawn(Builder::new(), CONNECTOR, None, &exits, run);
         others.push(connector.map_err(threads)?);
-        let parts = self.conductor_parts(inputs, mailboxes, started);
+        let parts = self.conductor_parts(inputs, mailboxes, started, events);
         let Some(luggage) = self.pack() else { return Err(StartError::Stopped) };
         let (counters, flags) = (Arc::clone(&self.counters), Arc::clone(&self.flags));
         let confine = self.confine();
-        let run = move |Luggage { mut registry, handoff, remembered }| {
+        let run = move |Luggage { mut registry, handoff, events, leftovers }| {
             confine();
             let runs = Runs(flags);
             let mut conductor = Conductor::new(parts, clock::now());
-            conductor.begin(&mut *registry, remembered, clock::now());
+            conductor.begin(&mut *registry, leftovers, clock::now());
             let cpu = &counters.control.conductor_cpu_ns;
             let conductor = thread::run_conductor(conductor, cpu);
             drop(runs);
-            // After a start that succeeded this run's end is the end of `Messages`, whoever ended
-            // it and whether or not anyone ever joins this thread.
+            // After a start that succeeded this run's end is that of `Messages` and `Events`,
+            // whoever ended it and whether or not anyone ever joins this thread.
             let again = !conductor.has_started();
-            let remembered = conductor.into_remembered();
-            again.then_some(Luggage { registry, handoff, remembered })
+            let leftovers = conductor.into_leftovers();
+            again.then_some(Luggage { registry, handoff, events, leftovers })
         };
         let conductor = thread::spawn_with(Builder::new(), CONDUCTOR, &exits, luggage, run);
         let conductor = conductor.map_err(|(error, luggage)| {
@@ -403,19 +413,21 @@ impl Manager {
             threads(error)
         })?;
         names.extend([CONNECTOR.to_owned(), CONDUCTOR.to_owned()]);
+        self.untold.clear();
         Ok(Running { conductor, others, ended, names })
     }
 
     /// What the conductor's thread takes along; nothing after a stop.
     fn pack(&mut self) -> Option<Luggage> {
         let (registry, handoff) = (self.registry.take()?, self.handoff.take()?);
-        Some(Luggage { registry, handoff, remembered: std::mem::take(&mut self.remembered) })
+        let (events, leftovers) = (self.event_sender.take()?, std::mem::take(&mut self.leftovers));
+        Some(Luggage { registry, handoff, events, leftovers })
     }
 
     fn unpack(&mut self, luggage: Option<Luggage>) {
-        if let Some(Luggage { registry, handoff, remembered }) = luggage {
+        if let Some(Luggage { registry, handoff, events, leftovers }) = luggage {
             (self.registry, self.handoff) = (Some(registry), Some(handoff));
-            self.remembered = remembered;
+            (self.event_sender, self.leftovers) = (Some(events), leftovers);
         }
     }
 
@@ -442,13 +454,14 @@ impl Manager {
         inputs: Inputs<TcpLink>,
         (connector, shards): Mailboxes,
         started: Sender<Result<(), StartError>>,
+        events: Sender<Event>,
     ) -> ConductorParts<TcpLink> {
         let settings = &self.config.settings;
         ConductorParts {
             inputs,
             connector,
             shards,
-            events: self.event_sender.clone(),
+            events,
             counters: Arc::clone(&self.counters),
             subscriptions: Subscriptions::new(
                 settings.pool.iter(),
@@ -476,7 +489,8 @@ impl Manager {
     fn tear_down(&mut self, deadline: Duration) -> StopReport {
         let begun = clock::now();
         let until = after(begun, deadline.min(STOP_MAX));
-        let (mut stuck, mut panicked, mut untold) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut stuck, mut panicked) = (Vec::new(), Vec::new());
+        let mut untold = std::mem::take(&mut self.untold);
         let phase = std::mem::replace(&mut self.phase, Phase::Idle);
         if let Phase::Running(running) = phase {
             // Blocks for no longer than the conductor needs to take a question.

@@ -9,11 +9,13 @@
 
 mod support;
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use exchange_sim::{Exchange, ExchangeConfig};
 use kalshi_feed::{
-    Cause, ConfigBuilder, Credentials, Manager, PoolLayout, RecvError, StartError, StaticRegistry,
+    Cause, ConfigBuilder, Credentials, Events, Manager, PoolLayout, RecvError, StartError,
+    StaticRegistry,
 };
 use support::{Rig, settings};
 
@@ -28,12 +30,23 @@ fn failing(adjust: impl FnOnce(&Exchange, ConfigBuilder) -> ConfigBuilder) -> St
     let builder = settings(&exchange, POOL).start_timeout(Duration::from_secs(5));
     let config = adjust(&exchange, builder).build().unwrap();
     let mut manager = Manager::new(config, StaticRegistry::default());
-    let mut messages = manager.messages().unwrap();
+    let (mut messages, events) = (manager.messages().unwrap(), manager.events().unwrap());
     let error = manager.start().unwrap_err();
     assert_eq!(messages.try_recv().unwrap_err(), RecvError::Empty, "it may be started again");
+    assert_eq!(last(&events), RecvError::Timeout, "and tells what happens then");
     manager.stop(Duration::from_secs(1));
     assert_eq!(messages.try_recv().unwrap_err(), RecvError::Disconnected);
+    assert_eq!(last(&events), RecvError::Disconnected);
     error
+}
+
+/// What comes after the last event there is.
+fn last(events: &Events) -> RecvError {
+    loop {
+        if let Err(end) = events.recv_timeout(Duration::ZERO) {
+            return end;
+        }
+    }
 }
 
 fn cause(error: &StartError) -> &Cause {
@@ -159,6 +172,35 @@ fn a_failed_start_may_be_repeated_and_then_succeed() {
 }
 
 #[test]
+fn g1_what_a_failed_start_lost_is_told_by_the_next_and_its_epochs_are_never_used_again() {
+    // One connection too many for the exchange: the others stream, and no start can succeed.
+    let exchange = ExchangeConfig { max_connections: 5, rate_per_second: 5_000, ..quiet() };
+    let mut rig = Rig::prepare(exchange, POOL, |settings| {
+        settings.message_buffer(100).start_timeout(Duration::from_secs(1))
+    });
+    let mut before = BTreeMap::new();
+    let mut told = 0;
+    for _ in 0..2 {
+        let error = rig.manager.start().unwrap_err();
+        assert!(matches!(error, StartError::Timeout { .. }), "{error}");
+        let mut epochs = before.clone();
+        rig.consume_for(Duration::from_millis(100), |message| {
+            let (conn, epoch) = (message.conn_id, message.epoch);
+            assert!(before.get(&conn).is_none_or(|used| *used < epoch), "{conn}: {epoch} again");
+            epochs.insert(conn, epoch);
+            told += message.gap_size;
+        });
+        before = epochs;
+    }
+    let (verdict, report) = rig.settle();
+    let dropped = report.stats.messages_dropped;
+    println!("{dropped} dropped, {told} told by messages, {} at the end", report.untold.len());
+    assert!(dropped > 100 && told > 0, "{told} of {dropped}");
+    assert_eq!(verdict.unaccounted, 0, "{:#?}", verdict.findings);
+    assert_eq!(verdict.covered, dropped);
+}
+
+#[test]
 fn j4_a_stop_requested_while_starting_cancels_the_start() {
     let mut rig = Rig::prepare(quiet(), POOL, |settings| settings);
     rig.exchange.refuse_upgrades(Some(503));
@@ -185,6 +227,10 @@ fn a_stop_requested_by_anyone_ends_the_stream_for_a_waiting_consumer() {
     });
     rig.handle.request_stop();
     assert_eq!(consumer.join().unwrap(), RecvError::Disconnected);
+    let begun = std::time::Instant::now();
+    while rig.events.recv_timeout(support::PATIENCE) != Err(RecvError::Disconnected) {
+        assert!(begun.elapsed() < support::PATIENCE, "whoever waits for events sees the end, too");
+    }
     let report = rig.manager.stop(Duration::MAX);
     assert_eq!((report.stuck.len(), report.panicked.len()), (0, 0));
     assert_eq!(report.stats.connections_healthy, 0);

@@ -61,6 +61,17 @@ impl<T: Transport> Shard<T> {
         self.untold.push(Untold { conn_id, epoch, sid: None, messages });
     }
 
+    /// Takes over what shards before it could not tell, for the next message of each connection.
+    pub(crate) fn owing(mut self, untold: &[Untold]) -> Self {
+        for untold in untold {
+            let index = self.index(untold.conn_id);
+            let Some(slot) = index.and_then(|index| self.slots.get_mut(index)) else { continue };
+            slot.owed = slot.owed.saturating_add(untold.messages);
+            slot.epoch = slot.epoch.max(untold.epoch);
+        }
+        self
+    }
+
     /// What was lost and could not be told before the end.
     pub(crate) fn into_untold(mut self) -> Vec<Untold> {
         if self.state == State::Running {

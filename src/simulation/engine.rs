@@ -2,7 +2,6 @@
 //! itself. What passes from one to the other is seen on its way.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,7 +12,7 @@ use crossbeam_channel::{Receiver, Sender, bounded, never};
 use super::network::{CONNECTOR, Network, SimLink, SimNet};
 use crate::backoff::Backoff;
 use crate::clock::Stamp;
-use crate::conductor::{Conductor, ConductorParts};
+use crate::conductor::{Conductor, ConductorParts, Leftovers};
 use crate::config::{Config, ConfigBuilder};
 use crate::conflate::Limits;
 use crate::connector::{Connector, ConnectorParts, Dial, Dialed};
@@ -201,7 +200,7 @@ impl Engine {
         let mut conductor = Conductor::new(parts, now);
         let markets = markets.map(|name| name.parse::<Ticker>().unwrap());
         let (mut registry, host) = ChannelRegistry::new(markets, 1_024, 16);
-        conductor.begin(&mut registry, BTreeMap::new(), now);
+        conductor.begin(&mut registry, Leftovers::default(), now);
         let engine = Self {
             conductor,
             connector,
