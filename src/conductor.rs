@@ -391,6 +391,9 @@ impl<L> Conductor<L> {
         let Some(connection) = self.connection(conn) else {
             return;
         };
+        if matches!(connection.state, State::Halted) {
+            return; // Its shard told its end before, or we found nobody to take an order.
+        }
         let (epoch, live) = (connection.epoch, connection.is_live());
         let cause = Cause::Local { message: "its shard's thread has ended".to_owned() };
         if live {

@@ -339,6 +339,19 @@ fn g5_a_lost_shard_halts_its_own_connections_and_no_other() {
 }
 
 #[test]
+fn g5_a_connection_of_a_lost_shard_is_halted_once_whichever_end_is_heard_first() {
+    let mut world = World::new();
+    world.run(seconds(60), |_, _| Ok(()));
+    let shards = SHARDS;
+    world.lose(&Cause::Stopped, |conn| shard_of(conn, shards) == 1);
+    world.run(seconds(1), |_, _| Ok(()));
+    world.lost.send(Lost::shard(crate::ids::ShardId::new(1))).unwrap();
+    world.run(seconds(60), |_, _| Ok(()));
+    assert_eq!(world.counters.control.halted.total(), 74);
+    assert_eq!(world.seen(|event| matches!(event, Event::Halted { .. })), 74);
+}
+
+#[test]
 fn g5_a_lost_connector_is_told_of_and_what_is_live_lives_on() {
     let mut world = World::new();
     world.run(seconds(60), |_, _| Ok(()));
