@@ -99,6 +99,7 @@ pub(crate) struct Conductor<L> {
     /// Log lines of which there would be many at once.
     hushed_lost: Hush,
     hushed_failed: Hush,
+    hushed_refused: Hush,
     /// The cause of the last halt that was logged.
     halted_by: Option<Cause>,
     /// Why markets wait for a connection, if any do; told when it changes.
@@ -124,6 +125,7 @@ impl<L> Conductor<L> {
             has_started: false,
             hushed_lost: Hush::default(),
             hushed_failed: Hush::default(),
+            hushed_refused: Hush::default(),
             halted_by: None,
             unplaced: None,
             remembered: BTreeMap::new(),

@@ -17,6 +17,7 @@ use crate::auth::Credentials;
 use crate::clock::{Stamp, unix_ms};
 use crate::endpoint::Endpoint;
 use crate::error::{Cause, Stage};
+use crate::hush::Hush;
 use crate::ids::{ConnId, Epoch, Role};
 use crate::mailbox::Adoption;
 use crate::request::Upgrade;
@@ -182,13 +183,23 @@ pub(crate) struct Connector<T: Transport, R: Resolver> {
     skew_ms: i64,
     events: Vec<Ready>,
     stopped: bool,
+    hushed_lookups: Hush,
+    hushed_clock: Hush,
 }
 
 impl<T: Transport, R: Resolver> Connector<T, R> {
     pub(crate) fn new(parts: ConnectorParts<T, R>) -> Self {
         let attempts = (0..parts.connections).map(|_| None).collect();
-        let addresses = Addresses::default();
-        Self { parts, attempts, addresses, skew_ms: 0, events: Vec::new(), stopped: false }
+        Self {
+            parts,
+            attempts,
+            addresses: Addresses::default(),
+            skew_ms: 0,
+            events: Vec::new(),
+            stopped: false,
+            hushed_lookups: Hush::default(),
+            hushed_clock: Hush::default(),
+        }
     }
 
     /// Waits for events or the timeout. The only place that blocks.
@@ -251,7 +262,11 @@ impl<T: Transport, R: Resolver> Connector<T, R> {
         match &answer {
             Ok(addresses) => self.addresses.learn(addresses),
             Err(cause) if self.addresses.is_empty() => log::debug!("{cause}"),
-            Err(cause) => log::warn!("{cause}; going on with the addresses known"),
+            Err(cause) => {
+                if let Some(more) = self.hushed_lookups.allows(now.mono) {
+                    log::warn!("{cause}; going on with the addresses known{more}");
+                }
+            }
         }
         for index in 0..self.attempts.len() {
             let Some(place) = self.attempts.get_mut(index) else {
@@ -415,7 +430,7 @@ impl<T: Transport, R: Resolver> Connector<T, R> {
                     return Step::Done { link: asked.link, unread };
                 }
                 Answer::Refused { cause, ahead_ms } => {
-                    self.note_skew(&cause, ahead_ms);
+                    self.note_skew(&cause, ahead_ms, now.mono);
                     return Step::Failed { link: Some(asked.link), cause };
                 }
                 // From its head on, however much comes after.
@@ -436,14 +451,18 @@ impl<T: Transport, R: Resolver> Connector<T, R> {
     }
 
     /// The exchange says our time is off: believe its clock from now on.
-    fn note_skew(&mut self, cause: &Cause, ahead_ms: Option<i64>) {
+    fn note_skew(&mut self, cause: &Cause, ahead_ms: Option<i64>, now: Instant) {
         let expired = matches!(cause, Cause::Upgrade { status: 401, detail, .. }
             if detail.contains("header_timestamp_expired"));
         if let Some(ahead_ms) = ahead_ms.filter(|_| expired) {
             self.skew_ms = ahead_ms;
             self.parts.counters.clock_corrections.add(1);
             self.parts.counters.clock_skew_ms.set(ahead_ms.cast_unsigned());
-            log::warn!("this clock is {ahead_ms} ms off the exchange's; signing by its time");
+            if let Some(more) = self.hushed_clock.allows(now) {
+                log::warn!(
+                    "this clock is {ahead_ms} ms off the exchange's; signing by its time{more}"
+                );
+            }
         }
     }
 
@@ -476,7 +495,7 @@ impl<T: Transport, R: Resolver> Connector<T, R> {
     /// The attempt's time is up, or that of its stage.
     fn overdue(&mut self, mut attempt: Attempt<T::Link>, now: Stamp) {
         let (cause, ahead_ms) = attempt.progress.overdue(now.wall);
-        self.note_skew(&cause, ahead_ms);
+        self.note_skew(&cause, ahead_ms, now.mono);
         if attempt.deadline <= now.mono {
             return self.give_up(attempt, cause);
         }

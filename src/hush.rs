@@ -38,8 +38,39 @@ impl Hush {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
+    use std::cell::RefCell;
+
     use super::*;
+
+    thread_local! {
+        static LINES: RefCell<Option<Vec<String>>> = const { RefCell::new(None) };
+    }
+
+    /// Keeps the lines of the thread that asked for them.
+    struct Keeper;
+
+    impl log::Log for Keeper {
+        fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+            true
+        }
+        fn log(&self, record: &log::Record<'_>) {
+            LINES.with_borrow_mut(|lines| {
+                lines.as_mut().map(|lines| lines.push(record.args().to_string()))
+            });
+        }
+        fn flush(&self) {}
+    }
+
+    /// What this thread logs while `act` runs, warnings and errors.
+    pub(crate) fn lines_of(act: impl FnOnce()) -> Vec<String> {
+        // The first of several tests sets it.
+        log::set_logger(&Keeper).unwrap_or_default();
+        log::set_max_level(log::LevelFilter::Warn);
+        LINES.set(Some(Vec::new()));
+        act();
+        LINES.take().unwrap_or_default()
+    }
 
     #[test]
     fn j9_one_line_a_second_and_the_others_counted() {

@@ -91,7 +91,9 @@ impl<L> Conductor<L> {
             _ => {}
         }
         for Refusal { conn, ticker, code } in self.parts.subscriptions.take_refusals() {
-            log::warn!("connection {conn}: the exchange refuses {ticker} (code {code})");
+            if let Some(more) = self.hushed_refused.allows(now) {
+                log::warn!("connection {conn}: the exchange refuses {ticker} (code {code}){more}");
+            }
             self.parts.counters.control.markets_refused.add(1);
             self.event(Event::MarketRefused { conn, ticker, code });
         }

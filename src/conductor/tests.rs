@@ -43,7 +43,11 @@ struct World {
 
 impl World {
     fn new() -> Self {
-        let settings = Config::builder();
+        Self::speaking(Dialect::Live)
+    }
+
+    fn speaking(dialect: Dialect) -> Self {
+        let settings = Config::builder().dialect(dialect);
         let wake: crate::resolve::Wake = Arc::new(|| {});
         let (dial_sender, dials) = bounded(1_000);
         let (shard_senders, shards): (Vec<_>, Vec<_>) =
@@ -154,6 +158,17 @@ impl World {
                 }
             })
             .unwrap();
+    }
+
+    /// The exchange refuses every command it was sent.
+    fn refuse_all(&mut self) {
+        for order in self.shards.iter().flat_map(Receiver::try_iter) {
+            let Order::Command { conn, epoch, request } = order else { continue };
+            let outcome = Outcome::Rejected { code: ExchangeCode::InvalidParameter };
+            let (id, expects) = (request.id, request.expects);
+            let ended = Ended { id, expects, outcome, sid: None, detail: None };
+            self.reports.send(Report::Ended { conn, epoch, ended }).unwrap();
+        }
     }
 
     /// Every live connection for which `which` says so is lost for this cause.
@@ -440,6 +455,26 @@ fn g6_with_the_queue_of_questions_full_a_request_to_stop_is_seen_all_the_same() 
     let stopped = |order| matches!(order, Order::Stop { .. });
     assert!(world.shards.iter().all(|orders| orders.try_iter().any(stopped)));
     assert!(world.dials.try_iter().any(|dial| matches!(dial, Dial::Stop)));
+}
+
+#[test]
+fn j9_a_thousand_markets_refused_at_once_are_a_line_a_second() {
+    let mut world = World::speaking(Dialect::Legacy);
+    world.run(seconds(60), |_, _| Ok(()));
+    for number in 0..1_000 {
+        world.conductor.parts.subscriptions.want(&format!("M{number}"), 0, world.now);
+    }
+    let lines = crate::hush::tests::lines_of(|| {
+        for _ in 0..1_000 {
+            world.now += Duration::from_millis(10);
+            world.conductor.step(world.now);
+            world.refuse_all();
+        }
+    });
+    let refused = world.counters.control.markets_refused.total();
+    let told = lines.iter().filter(|line| line.contains("refuses")).count();
+    println!("{told} lines of {refused} markets");
+    assert!(refused > 500 && (1..=11).contains(&told), "{told} of {refused} in ten seconds");
 }
 
 #[test]

@@ -273,9 +273,7 @@ fn b2_a_refused_time_is_corrected_by_the_servers_date() {
     let first = world.reach_upgrade(&peer, 0.0);
     assert_eq!(sent_ms(&first), 1_793_534_400_000);
     // By the exchange it is a minute and a half later.
-    let expired = "HTTP/1.1 401 Unauthorized\r\nDate: Sun, 01 Nov 2026 12:01:30 GMT\r\n\
-        Content-Length: 46\r\n\r\n{\"error\":{\"code\":\"header_timestamp_expired\"}}\r\n";
-    world.give(&peer, Chunk::Bytes(expired.into()), 0.0);
+    world.give(&peer, Chunk::Bytes(EXPIRED.into()), 0.0);
     assert_eq!(world.cause().disposition(), Disposition::ClockTrouble);
     let counters = &world.counters;
     assert_eq!(counters.clock_corrections.total(), 1);
@@ -287,6 +285,30 @@ fn b2_a_refused_time_is_corrected_by_the_servers_date() {
         assert_ne!(header(&first, name), header(&second, name));
     }
 }
+
+#[test]
+fn j9_corrections_and_lookups_that_fail_are_a_line_a_second() {
+    let mut world = World::new(Some(credentials()));
+    let lines = crate::hush::tests::lines_of(|| {
+        for round in 1..=40 {
+            let seconds = f64::from(round) / 20.0;
+            let peer = world.dial(round, &[A], seconds);
+            world.reach_upgrade(&peer, seconds);
+            world.give(&peer, Chunk::Bytes(EXPIRED.into()), seconds);
+            world.answer.send(Err(resolve())).unwrap();
+            world.step(seconds);
+        }
+    });
+    assert_eq!(world.counters.clock_corrections.total(), 40);
+    for what in ["signing by its time", "going on with the addresses known"] {
+        let told = lines.iter().filter(|line| line.contains(what)).count();
+        assert!((1..=3).contains(&told), "{told} lines in two seconds: {lines:?}");
+    }
+}
+
+/// A refusal of our time; by the exchange it is 12:01:30.
+const EXPIRED: &str = "HTTP/1.1 401 Unauthorized\r\nDate: Sun, 01 Nov 2026 12:01:30 GMT\r\n\
+    Content-Length: 46\r\n\r\n{\"error\":{\"code\":\"header_timestamp_expired\"}}\r\n";
 
 /// A refusal of our time, after this much of its head; by the exchange it is 12:01:30.
 fn expired(head: &str) -> Chunk {
