@@ -20,7 +20,7 @@ use crate::error::{Cause, Stage};
 use crate::hush::Hush;
 use crate::ids::{ConnId, Epoch, Role};
 use crate::mailbox::Adoption;
-use crate::request::Upgrade;
+use crate::request::{AskedWith, Upgrade};
 use crate::resolve::Resolver;
 use crate::stats::ControlCounters;
 use crate::timer::{Next, after, earlier};
@@ -95,7 +95,7 @@ enum Progress<L> {
 /// A request on its way, or sent, and what has come in answer.
 struct Asked<L> {
     link: L,
-    key: String,
+    asked_with: AskedWith,
     outgoing: Vec<u8>,
     plain: Vec<u8>,
     /// When the answer began to come: the time that a date in it is to be compared with.
@@ -129,7 +129,8 @@ impl<L> Progress<L> {
     fn overdue(&self, wall: SystemTime) -> (Cause, Option<i64>) {
         let timeout = Cause::Timeout { stage: self.stage() };
         let Self::Upgrading(asked) = self else { return (timeout, None) };
-        match upgrade::read(&asked.plain, &asked.key, asked.heard.unwrap_or(wall), true) {
+        let wall = asked.heard.unwrap_or(wall);
+        match upgrade::read(&asked.plain, &asked.asked_with, wall, true) {
             Answer::Refused { cause: cause @ Cause::Upgrade { .. }, ahead_ms } => (cause, ahead_ms),
             _ => (timeout, None),
         }
@@ -404,9 +405,9 @@ impl<T: Transport, R: Resolver> Connector<T, R> {
         let now_ms = unix_ms(wall).saturating_add_signed(self.skew_ms);
         let credentials = self.parts.credentials.as_ref();
         match Upgrade::new(&self.parts.endpoint, credentials, now_ms) {
-            Ok(Upgrade { bytes: outgoing, key }) => {
-                let asked =
-                    Asked { link, key, outgoing, plain: Vec::new(), heard: None, until: None };
+            Ok(Upgrade { bytes: outgoing, asked_with }) => {
+                let (plain, heard, until) = (Vec::new(), None, None);
+                let asked = Asked { link, asked_with, outgoing, plain, heard, until };
                 Step::Goes(Progress::Upgrading(asked))
             }
             Err(cause) => Step::Failed { link: Some(link), cause },
@@ -424,7 +425,7 @@ impl<T: Transport, R: Resolver> Connector<T, R> {
             let begun = !asked.plain.is_empty();
             let wall = asked.heard.unwrap_or(now.wall);
             asked.heard = begun.then_some(wall);
-            match upgrade::read(&asked.plain, &asked.key, wall, ended && begun) {
+            match upgrade::read(&asked.plain, &asked.asked_with, wall, ended && begun) {
                 Answer::Accepted { offset } => {
                     let unread = asked.plain.split_off(offset.min(asked.plain.len()));
                     return Step::Done { link: asked.link, unread };

@@ -149,10 +149,20 @@ struct Params<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     skip_ticker_ack: Option<bool>,
 }
-/// One upgrade request: the bytes to send, and the key its answer must prove to have seen.
+
+/// One upgrade request: the bytes to send, and what its answer is read with.
 pub(crate) struct Upgrade {
     pub(crate) bytes: Vec<u8>,
+    pub(crate) asked_with: AskedWith,
+}
+
+/// What of a request the reader of its answer must know.
+#[derive(Debug, Default)]
+pub(crate) struct AskedWith {
+    /// The answer must prove to have seen it.
     pub(crate) key: String,
+    /// Must not be shown, should the answer repeat it; empty without credentials.
+    pub(crate) key_id: String,
 }
 
 impl Upgrade {
@@ -175,7 +185,9 @@ impl Upgrade {
             .map_err(|error| local(&error))?;
         let (mut bytes, key) = tungstenite::handshake::client::generate_request(request)
             .map_err(|error| local(&error))?;
+        let mut asked_with = AskedWith { key, key_id: String::new() };
         if let Some(credentials) = credentials {
+            asked_with.key_id = credentials.key_id().to_owned();
             let signature = credentials.sign(unix_ms, &endpoint.path).ok_or_else(|| {
                 Cause::Local { message: "signing failed: no randomness".to_owned() }
             })?;
@@ -187,7 +199,7 @@ impl Upgrade {
             );
             bytes.extend_from_slice(headers.as_bytes());
         }
-        Ok(Self { bytes, key })
+        Ok(Self { bytes, asked_with })
     }
 }
 

@@ -1,5 +1,6 @@
 //! Reads the answer to the upgrade: the 101 that makes a WebSocket, or the refusal and what it
-//! says. Pure; the bytes after a 101 are the connection's first frames and are kept.
+//! says, less what must not be shown. Pure; the bytes after a 101 are the connection's first frames
+//! and are kept.
 
 use std::time::{Duration, SystemTime};
 
@@ -10,12 +11,19 @@ use tungstenite::http::HeaderMap;
 
 use crate::clock::unix_ms;
 use crate::error::Cause;
+use crate::request::AskedWith;
 
 /// The longest answer header accepted.
 const HEADER_BYTES_MAX: usize = 64 << 10;
 /// How much of a refusal's body is waited for, and how much of it is shown.
 const BODY_BYTES_MAX: usize = 4 << 10;
 const DETAIL_CHARS_MAX: usize = 200;
+/// Nothing meant for people has a word as long. A signature has 344 characters.
+const WORD_CHARS_MAX: usize = 64;
+/// A shorter id could be a part of any word; the exchange's have 36 characters.
+const ID_CHARS_MIN: usize = 8;
+/// In the place of what is not shown.
+const WITHHELD: &str = "[withheld]";
 
 /// What the bytes so far amount to.
 #[derive(Debug, PartialEq, Eq)]
@@ -30,9 +38,9 @@ pub(crate) enum Answer {
     Refused { cause: Cause, ahead_ms: Option<i64> },
 }
 
-/// Reads the answer to a request made with `key`, which began to come at `wall`. `ended` means that
-/// no more bytes will come.
-pub(crate) fn read(bytes: &[u8], key: &str, wall: SystemTime, ended: bool) -> Answer {
+/// Reads the answer to a request, which began to come at `wall`. `ended` means that no more bytes
+/// will come.
+pub(crate) fn read(bytes: &[u8], asked: &AskedWith, wall: SystemTime, ended: bool) -> Answer {
     let mut offset = 0;
     let response = loop {
         match Response::try_parse(bytes.get(offset..).unwrap_or_default()) {
@@ -52,7 +60,7 @@ pub(crate) fn read(bytes: &[u8], key: &str, wall: SystemTime, ended: bool) -> An
     };
     let status = response.status().as_u16();
     if status == 101 {
-        return match check_accepted(response.headers(), key) {
+        return match check_accepted(response.headers(), asked) {
             Ok(()) => Answer::Accepted { offset },
             Err(cause) => Answer::Refused { cause, ahead_ms: None },
         };
@@ -72,7 +80,7 @@ pub(crate) fn read(bytes: &[u8], key: &str, wall: SystemTime, ended: bool) -> An
     let now = date.unwrap_or(wall);
     let cause = Cause::Upgrade {
         status,
-        detail: detail(body),
+        detail: detail(body, asked),
         retry_after: text(headers, "retry-after").and_then(|value| retry_after(value, now)),
     };
     Answer::Refused { cause, ahead_ms: date.map(|date| ms(date).saturating_sub(ms(wall))) }
@@ -88,7 +96,7 @@ fn not_websocket(message: &str) -> Answer {
 }
 
 /// The rules of RFC 6455, section 4.1, for a 101. We ask for no extension and no subprotocol.
-fn check_accepted(headers: &HeaderMap, key: &str) -> Result<(), Cause> {
+fn check_accepted(headers: &HeaderMap, asked: &AskedWith) -> Result<(), Cause> {
     let handshake = |message: &str| Err(Cause::Handshake { message: message.to_owned() });
     if !text(headers, "upgrade").is_some_and(|value| value.eq_ignore_ascii_case("websocket")) {
         return handshake("a 101 without `Upgrade: websocket`");
@@ -97,13 +105,14 @@ fn check_accepted(headers: &HeaderMap, key: &str) -> Result<(), Cause> {
     if !tokens.split(',').any(|token| token.trim().eq_ignore_ascii_case("upgrade")) {
         return handshake("a 101 without `Connection: Upgrade`");
     }
-    if text(headers, "sec-websocket-accept") != Some(derive_accept_key(key.as_bytes()).as_str()) {
+    let expected = derive_accept_key(asked.key.as_bytes());
+    if text(headers, "sec-websocket-accept") != Some(expected.as_str()) {
         return handshake("a 101 whose accept key does not match the request");
     }
     for name in ["sec-websocket-extensions", "sec-websocket-protocol"] {
         if let Some(value) = headers.get(name) {
             let value = String::from_utf8_lossy(value.as_bytes());
-            return Err(Cause::Extension { name: shorten(&value) });
+            return Err(Cause::Extension { name: shorten(&value, asked) });
         }
     }
     Ok(())
@@ -131,7 +140,7 @@ fn body_of(status: u16, headers: &HeaderMap) -> Body {
 }
 
 /// The code, message and details of the exchange's JSON error; otherwise the text itself.
-fn detail(body: &[u8]) -> String {
+fn detail(body: &[u8], asked: &AskedWith) -> String {
     let json = body.iter().position(|&byte| byte == b'{').and_then(|start| body.get(start..));
     let first = json
         .map(serde_json::Deserializer::from_slice)
@@ -144,11 +153,21 @@ fn detail(body: &[u8]) -> String {
         }
         parts.join(" ")
     });
-    shorten(&parts.unwrap_or_else(|| String::from_utf8_lossy(body).into_owned()))
+    shorten(&parts.unwrap_or_else(|| String::from_utf8_lossy(body).into_owned()), asked)
 }
 
-fn shorten(text: &str) -> String {
-    let printable = text.trim().chars().map(|c| if c.is_control() { ' ' } else { c });
+/// The front of it, on one line. A proxy may repeat the request it refuses: the key's id and the
+/// signature, or a part of it, are taken out.
+fn shorten(text: &str, asked: &AskedWith) -> String {
+    let known = asked.key_id.len() >= ID_CHARS_MIN;
+    let text = if known { text.replace(&asked.key_id, WITHHELD) } else { text.to_owned() };
+    let is_of_word = |c: char| c.is_ascii_alphanumeric() || "+/_-%\\".contains(c);
+    let words = text.trim().split_inclusive(|c| !is_of_word(c)).map(|part| {
+        let word = part.trim_end_matches(|c| !is_of_word(c));
+        if word.len() > WORD_CHARS_MAX { part.replace(word, WITHHELD) } else { part.to_owned() }
+    });
+    let printable = words.collect::<String>();
+    let printable = printable.chars().map(|c| if c.is_control() { ' ' } else { c });
     printable.take(DETAIL_CHARS_MAX).collect()
 }
 
@@ -169,12 +188,14 @@ fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
 mod tests {
     use super::*;
 
+    const KEY_ID: &str = "0b7fe2bd-25b5-4b0b-9ab8-2ad3a3b9e6d5";
     const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
     const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
 
     fn answer(text: &str, ended: bool) -> Answer {
         let wall = SystemTime::UNIX_EPOCH + Duration::from_secs(1_793_534_400);
-        read(text.as_bytes(), KEY, wall, ended)
+        let asked = AskedWith { key: KEY.to_owned(), key_id: KEY_ID.to_owned() };
+        read(text.as_bytes(), &asked, wall, ended)
     }
 
     fn accepted(extra: &str) -> String {

@@ -220,15 +220,31 @@ fn b5_an_exchange_in_trouble_is_backed_off_from() {
     refused(&[429, 500, 502, 503, 504], Disposition::BackOff);
 }
 
+const KEY_ID: &str = "a-key-id-of-36-characters-such-as-ids";
+
 fn credentials() -> Credentials {
     let config = exchange_sim::ExchangeConfig { markets: 1, ..Default::default() };
     let exchange = exchange_sim::Exchange::start(config).unwrap();
-    Credentials::from_pem("key-id", exchange.key_pem().as_bytes()).unwrap()
+    Credentials::from_pem(KEY_ID, exchange.key_pem().as_bytes()).unwrap()
 }
 
 fn sent_ms(request: &str) -> u64 {
-    assert_eq!(header(request, "KALSHI-ACCESS-KEY"), "key-id");
+    assert_eq!(header(request, "KALSHI-ACCESS-KEY"), KEY_ID);
     header(request, "KALSHI-ACCESS-TIMESTAMP").parse().unwrap()
+}
+
+#[test]
+fn b11_what_was_sent_to_prove_who_we_are_is_not_shown_when_a_refusal_repeats_it() {
+    let mut world = World::new(Some(credentials()));
+    let peer = world.dial(1, &[A], 0.0);
+    let request = world.reach_upgrade(&peer, 0.0);
+    let signature = header(&request, "KALSHI-ACCESS-SIGNATURE").to_owned();
+    let echo = format!("you sent {KEY_ID} and {signature}: /trade-api/ws/v2 is closed");
+    let text = format!("HTTP/1.1 403 No\r\nContent-Length: {}\r\n\r\n{echo}", echo.len());
+    world.give(&peer, Chunk::Bytes(text.into()), 0.0);
+    let Cause::Upgrade { status, detail, .. } = world.cause() else { panic!("no refusal") };
+    let shown = "you sent [withheld] and [withheld]==: /trade-api/ws/v2 is closed";
+    assert_eq!((status, detail.as_str()), (403, shown));
 }
 
 #[test]
