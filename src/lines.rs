@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::ids::{ConnId, Role};
 use crate::pool::PoolLayout;
 use crate::spread::{Durations, Spread};
-use crate::stats::Counter;
+use crate::stats::{Counter, saturating};
 
 /// One of the two lines of a pair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -130,16 +130,14 @@ impl ArbitrationStats {
         shards: impl Iterator<Item = &'a ArbitrationCounters> + Clone,
     ) -> Self {
         let total = |of: fn(&ArbitrationCounters) -> &Counter| -> u64 {
-            shards.clone().map(|shard| of(shard).total()).sum()
+            saturating(shards.clone().map(of))
         };
         let mut lines = Vec::new();
         for role in Role::ALL {
             let connections = pool.iter().filter(|&(_, of)| of == role);
             for ((conn_id, _), line) in connections.zip(Line::BOTH) {
                 let counted = shards.clone().filter_map(|shard| shard.line(role, line));
-                let sum = |of: fn(&LineCounters) -> &Counter| {
-                    counted.clone().map(|line| of(line).total()).sum()
-                };
+                let sum = |of: fn(&LineCounters) -> &Counter| saturating(counted.clone().map(of));
                 let mut lead = Durations::default();
                 counted.clone().for_each(|line| line.lead.add_to(&mut lead));
                 let stats = LineStats {

@@ -26,6 +26,11 @@ impl Counter {
         self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(count), Ordering::Relaxed);
     }
 
+    /// Slots of a sequence: the exchange may say that any number of them are missing.
+    pub(crate) fn add_slots(&self, count: u64) {
+        self.set(self.total().saturating_add(count));
+    }
+
     pub(crate) fn set(&self, value: u64) {
         self.0.store(value, Ordering::Relaxed);
     }
@@ -48,6 +53,11 @@ impl Counter {
     fn seconds_of_ms(&self) -> f64 {
         std::time::Duration::from_millis(self.total()).as_secs_f64()
     }
+}
+
+/// The sum of counters, of which each may have come to its end.
+pub(crate) fn saturating<'a>(counters: impl Iterator<Item = &'a Counter>) -> u64 {
+    counters.fold(0, |sum, counter| sum.saturating_add(counter.total()))
 }
 
 /// Counted by each shard.
@@ -239,7 +249,7 @@ impl Counters {
     }
 
     fn sum(&self, counter: fn(&ShardCounters) -> &Counter) -> u64 {
-        self.shards.iter().map(|shard| counter(shard).total()).sum()
+        saturating(self.shards.iter().map(|shard| counter(shard)))
     }
 
     fn highest(&self, counter: fn(&ShardCounters) -> &Counter) -> u64 {
@@ -565,3 +575,7 @@ impl CpuTime {
         counter.set(crate::clock::thread_cpu().0);
     }
 }
+
+#[cfg(test)]
+#[path = "stats/tests.rs"]
+mod tests;

@@ -235,7 +235,7 @@ impl Arbiter {
 
     /// Slots neither line brought.
     fn lose(&mut self, lost: u64, counters: &ArbitrationCounters) {
-        counters.missed_by_both.add(lost);
+        counters.missed_by_both.add_slots(lost);
         self.owe(lost);
     }
 
