@@ -19,6 +19,9 @@ use crate::timer::after;
 const ORIGIN: u64 = 1 << 62;
 /// Holes of one line that wait; beyond that the oldest waits no longer.
 const HOLES_MAX: usize = 1_024;
+/// Slots a line may miss at once and catch up on. Only nonsense says more; what is beyond is lost
+/// at once, so that no number runs over.
+const MISSING_MAX: u64 = 1 << 40;
 
 /// Numbers `first..=last`, missing on one line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -139,20 +142,21 @@ impl Coverage {
         now: Instant,
     ) -> (Spot, u64) {
         let due = after(now, self.window);
+        let (missing, beyond) = (missing.min(MISSING_MAX), missing.saturating_sub(MISSING_MAX));
         let (own, other) = self.track(line);
         let before = own.slot;
         own.slot = before.saturating_add(missing).saturating_add(u64::from(message));
         if own.base.is_none() && other.base.is_none() {
             own.begin(other);
         }
-        let mut lost = 0;
+        let mut lost = beyond;
         if missing > 0 {
             let (base, last) = (own.base.unwrap_or(0), before.saturating_add(missing));
             let (first, last) =
                 (base.wrapping_add(before).wrapping_add(1), base.wrapping_add(last));
             let holes = if own.base.is_some() { &mut own.holes } else { &mut own.unplaced };
             holes.push_back(Hole { first, last, due });
-            lost = self.bound(line);
+            lost = self.bound(line).saturating_add(beyond);
         }
         let (own, _) = self.track(line);
         own.advance();
@@ -219,7 +223,7 @@ impl Coverage {
         let (own, _) = self.track(line);
         let holes = if own.base.is_some() { &mut own.holes } else { &mut own.unplaced };
         let Some(hole) = holes.back_mut() else { return false };
-        if hole.first == hole.last {
+        if hole.first >= hole.last {
             holes.pop_back();
         } else {
             hole.last -= 1;

@@ -220,3 +220,18 @@ fn numbers_no_exchange_would_send_do_no_harm() {
     }
     pair.coverage.finish();
 }
+
+#[test]
+fn f6_a_hole_as_wide_as_numbers_go_is_lost_and_runs_over_nothing() {
+    // The last of them would have the pair's number 0, behind the highest there is.
+    for missing in [u64::MAX - ORIGIN, u64::MAX, u64::MAX - 1] {
+        let mut pair = Pair::new();
+        pair.meet();
+        let at = pair.start;
+        let (_, lost) = pair.coverage.pass(Line::A, missing, true, at);
+        assert_eq!(lost, missing - MISSING_MAX, "what nobody can catch up on");
+        assert!(pair.coverage.fill(Line::A), "one came late");
+        let rest = pair.coverage.finish();
+        assert_eq!(rest, MISSING_MAX - 1, "neither brought it");
+    }
+}
