@@ -18,6 +18,11 @@ const BACKWARD_RUN_MAX: u32 = 8;
 /// goes untracked (delivered, unjudged) rather than growing memory.
 const SIDS_MAX: usize = 32;
 
+/// Sids remembered where so many markets have one of their own.
+pub(crate) fn sids_max(markets: usize) -> usize {
+    SIDS_MAX.saturating_add(markets)
+}
+
 /// What one frame's number says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Observed {
@@ -91,7 +96,7 @@ impl Sequences {
 
     /// The same, with room for a sid for each market.
     pub(crate) fn with_room(mut self, markets: usize) -> Self {
-        self.sids_max = SIDS_MAX.saturating_add(markets);
+        self.sids_max = sids_max(markets);
         self
     }
 

@@ -30,6 +30,8 @@ pub(crate) struct SuspicionSettings {
     pub(crate) single: bool,
     /// Markets remembered as sound; what goes beyond stays suspect.
     pub(crate) markets_max: usize,
+    /// Sids remembered. There are no more of ours; beyond that the exchange makes them up.
+    pub(crate) sids_max: usize,
 }
 
 /// The suspicion of one connection's epoch.
@@ -55,6 +57,8 @@ enum State {
 struct Suspect {
     /// The last number missing, by sid.
     lost: BTreeMap<Sid, u64>,
+    /// There were too many of them: where each market has its own, all are suspect for good.
+    crowded: bool,
     /// Markets whose books have come since, by the hash of their tickers.
     sound: BTreeSet<u64>,
     hasher: RandomState,
@@ -81,11 +85,13 @@ impl Suspicion {
             self.state = State::Suspect(Box::default());
         }
         let State::Suspect(suspect) = &mut self.state else { return false };
-        let lost = suspect.lost.entry(sid).or_default();
-        *lost = (*lost).max(last.number());
+        suspect.lose(sid, last.number(), self.settings.sids_max);
         suspect.sound.clear();
         self.gaps += 1;
-        self.untold.get_or_insert_with(|| (at, BTreeSet::new())).1.insert(sid);
+        let (_, untold) = self.untold.get_or_insert_with(|| (at, BTreeSet::new()));
+        if untold.len() < self.settings.sids_max {
+            untold.insert(sid);
+        }
         true
     }
 
@@ -99,11 +105,11 @@ impl Suspicion {
         let State::Suspect(suspect) = &mut self.state else { return };
         if self.settings.single {
             suspect.lost.remove(&sid);
-            if suspect.lost.is_empty() {
+            if suspect.lost.is_empty() && !suspect.crowded {
                 self.state = State::Sound;
             }
         } else {
-            suspect.lost.insert(sid, OVER);
+            suspect.lose(sid, OVER, self.settings.sids_max);
         }
     }
 
@@ -135,7 +141,7 @@ impl Suspicion {
     pub(crate) fn of(&self, sid: Option<Sid>, text: &[u8]) -> bool {
         let State::Suspect(suspect) = &self.state else { return false };
         if self.settings.single {
-            return sid.is_none_or(|sid| suspect.lost.contains_key(&sid));
+            return suspect.crowded || sid.is_none_or(|sid| suspect.lost.contains_key(&sid));
         }
         let market = market_of(text).map(|market| suspect.hasher.hash_one(market.as_ref()));
         market.is_none_or(|market| !suspect.sound.contains(&market))
@@ -162,6 +168,18 @@ impl Suspicion {
     pub(crate) fn settled(&mut self, last: u64) {
         if last == self.gaps && !self.settings.single {
             (self.state, self.told) = (State::Sound, None);
+        }
+    }
+}
+
+impl Suspect {
+    /// Messages of this sid up to this number are lost.
+    fn lose(&mut self, sid: Sid, last: u64, sids_max: usize) {
+        let room = self.lost.len() < sids_max;
+        match self.lost.get_mut(&sid) {
+            Some(lost) => *lost = (*lost).max(last),
+            None if room => drop(self.lost.insert(sid, last)),
+            None => self.crowded = true,
         }
     }
 }
@@ -208,7 +226,7 @@ mod tests {
     use super::*;
 
     const SHARED: SuspicionSettings =
-        SuspicionSettings { follows: true, single: false, markets_max: 100 };
+        SuspicionSettings { follows: true, single: false, markets_max: 100, sids_max: 32 };
 
     fn sid(number: u64) -> Sid {
         Sid::new(number)
@@ -288,6 +306,28 @@ mod tests {
             suspicion.book(sid(1), Seq::new(4), "A") && suspicion.book(sid(1), Seq::new(5), "A")
         );
         assert!(!suspicion.book(sid(1), Seq::new(6), "B"));
+    }
+
+    #[test]
+    fn sids_that_are_made_up_grow_nothing_and_excuse_nobody() {
+        let at = crate::clock::now();
+        for single in [false, true] {
+            let mut suspicion = Suspicion::new(SuspicionSettings { single, ..SHARED });
+            for number in 1..=10_000 {
+                assert!(suspicion.gap(sid(number), Seq::new(3), at));
+                assert!(suspicion.broken(sid(number), at));
+            }
+            let State::Suspect(suspect) = &suspicion.state else { panic!("not suspect") };
+            assert_eq!(suspect.lost.len(), SHARED.sids_max);
+            assert!(suspicion.of(Some(sid(20_000)), &delta("A")), "any may be the one");
+            let told = suspicion.take_untold(at).unwrap();
+            assert_eq!((told.sids.len(), told.last), (SHARED.sids_max, 20_000));
+            (1..=10_000).for_each(|number| suspicion.retire(sid(number)));
+            assert!(suspicion.of(Some(sid(20_000)), &delta("A")));
+            suspicion.book(sid(20_000), Seq::new(1), "A");
+            suspicion.settled(20_000);
+            assert_eq!(suspicion.is_none(), !single, "which of many sids it was, nobody knows");
+        }
     }
 
     #[test]

@@ -20,6 +20,7 @@ use crate::mailbox::{
 use crate::messages::Handoff;
 use crate::pulse::PulseSettings;
 use crate::resolve::{SystemResolver, Wake};
+use crate::sequence::sids_max;
 use crate::shard::ShardParts;
 use crate::stats::Counters;
 use crate::suspicion::SuspicionSettings;
@@ -148,11 +149,7 @@ fn link_settings(config: &Config) -> LinkSettings {
             .saturating_add(REPLIES_BYTES_MAX),
         subscribe_timeout: settings.subscribe_timeout,
         keep_responses: settings.command_events,
-        single_sids: match settings.dialect {
-            Dialect::Live => 0,
-            // As many again may have ended and not been forgotten.
-            Dialect::Legacy => settings.markets_per_connection.saturating_mul(2),
-        },
+        single_sids: single_sids(settings),
         ping_idle: settings.ping_idle,
         pong_timeout: settings.pong_timeout,
         write_timeout: settings.write_timeout,
@@ -166,6 +163,15 @@ fn link_settings(config: &Config) -> LinkSettings {
     }
 }
 
+/// Markets of one connection that have a sid of their own.
+fn single_sids(settings: &ConfigBuilder) -> usize {
+    match settings.dialect {
+        Dialect::Live => 0,
+        // As many again may have ended and not been forgotten.
+        Dialect::Legacy => settings.markets_per_connection.saturating_mul(2),
+    }
+}
+
 /// What shards need to know of gaps.
 pub(crate) fn suspicion_settings(settings: &ConfigBuilder) -> SuspicionSettings {
     SuspicionSettings {
@@ -173,5 +179,6 @@ pub(crate) fn suspicion_settings(settings: &ConfigBuilder) -> SuspicionSettings 
         single: settings.dialect == Dialect::Legacy,
         // Markets may have come since the gap, others left.
         markets_max: settings.markets_per_connection.saturating_mul(2),
+        sids_max: sids_max(single_sids(settings)),
     }
 }

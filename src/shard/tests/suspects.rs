@@ -8,7 +8,8 @@ use crate::suspicion::SuspicionSettings;
 
 fn following(message_buffer: usize) -> World {
     World::set(message_buffer, OverflowPolicy::default(), |settings| {
-        settings.suspicion = SuspicionSettings { follows: true, single: false, markets_max: 100 };
+        settings.suspicion =
+            SuspicionSettings { follows: true, single: false, markets_max: 100, sids_max: 32 };
     })
 }
 
