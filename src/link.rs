@@ -5,7 +5,6 @@
 //! The contract: after `digest`, `command`, `close` or `tick`, send what `outgoing` holds and
 //! deliver the notes; after an error, the link is over and nothing more may be fed to it.
 
-use std::collections::BTreeSet;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
@@ -13,6 +12,7 @@ use crate::batch::{Buffer, Continuity, Entry};
 use crate::clock::Stamp;
 use crate::code::{Action, ExchangeCode};
 use crate::command::{Answer, Commands, Ended, Outcome, error_code};
+use crate::dialect::Dialect;
 use crate::envelope::{Envelope, Kind};
 use crate::error::Cause;
 use crate::frame::{Framer, Incoming};
@@ -21,16 +21,15 @@ use crate::lapse::Lapses;
 use crate::partial::Partial;
 use crate::pulse::{Pulse, PulseSettings, Sign};
 use crate::request::{Expects, Request};
-use crate::sequence::{Observed, Sequences};
+use crate::sequence::{Observed, Sequences, sids_max};
 use crate::stats::ShardCounters;
 use crate::suspicion::{Suspicion, SuspicionSettings};
 use crate::timer::{Moment, after, earlier};
 use crate::transport::Sent;
+use sids::{Over, Sids};
 
 /// A sign of life is sent this often while reading is held back.
 const HELD_PONG: Duration = Duration::from_secs(10);
-/// Subscriptions that ended before they were acknowledged, remembered until they are.
-const ENDED_EARLY_MAX: usize = 32;
 /// Tickers of books that wait to be told, in bytes; beyond that they are not told at all.
 const BOOKS_BYTES_MAX: usize = 1 << 20;
 
@@ -42,6 +41,7 @@ pub(crate) struct LinkSettings {
     pub(crate) subscribe_timeout: Duration,
     /// Whether replies are kept for the host.
     pub(crate) keep_responses: bool,
+    pub(crate) dialect: Dialect,
     /// Markets that have a sid of their own.
     pub(crate) single_sids: usize,
     pub(crate) ping_idle: Duration,
@@ -62,7 +62,8 @@ pub(crate) enum Note {
     Ended(Ended),
     /// A reply came to one that had ended without.
     Late(Ended),
-    /// The subscription is over or out of step and must be renewed; told once for each.
+    /// The subscription is over or out of step and must be renewed; told once for each. Here only
+    /// what must be heard before a reply; the others wait in the link until there is time.
     SubscriptionEnded { sid: Sid, code: Option<ExchangeCode> },
     /// Something an operator should know.
     Sign(Sign),
@@ -98,17 +99,16 @@ pub(crate) struct Link {
     settings: LinkSettings,
     phase: Phase,
     last_inbound: Instant,
-    /// When data last came, or the link began, and what was lost lately.
+    /// When the link began, when data last came (or then), and what was lost lately.
+    began: Instant,
     data_at: Instant,
     pub(crate) lapses: Lapses,
     /// Since when the peer takes none of our bytes.
     blocked_since: Option<Instant>,
     /// Since when reading is held back, and when the next sign of life is due.
     held: Option<(Instant, Instant)>,
-    /// The open subscriptions: one, but for the legacy dialect.
-    open: BTreeSet<Sid>,
-    /// Those that ended before they were acknowledged.
-    ended_early: Vec<(Sid, Option<ExchangeCode>)>,
+    /// The subscriptions there are.
+    sids: Sids,
     /// Which books are out of step.
     suspicion: Suspicion,
     /// Tickers of the books that came since the last report, one a line.
@@ -142,12 +142,12 @@ impl Link {
             settings,
             phase: Phase::Open,
             last_inbound: now,
+            began: now,
             data_at: now,
             lapses: Lapses::default(),
             blocked_since: None,
             held: None,
-            open: BTreeSet::new(),
-            ended_early: Vec::new(),
+            sids: Sids::new(sids_max(settings.single_sids)),
             books: String::new(),
             books_before: String::new(),
             heard: false,
@@ -162,18 +162,15 @@ impl Link {
         notes: &mut Vec<Note>,
         counters: &ShardCounters,
     ) -> Result<(), Cause> {
-        let (frames, subscribed) = (self.framer.frames(), !self.open.is_empty());
+        let (frames, subscribed) = (self.framer.frames(), self.sids.is_any_open());
         let verdict = self.digest_frames(batch, notes, counters);
-        if subscribed == self.open.is_empty() {
+        if subscribed != self.sids.is_any_open() {
             self.pulse.expect(!subscribed, batch.received_at.mono, counters);
         }
         counters.messages_received.add(widen(batch.entries.len()));
         if !batch.entries.is_empty() {
             self.heard = true;
-            // Nobody keeps when each of many subscriptions had data: then it is the link's age.
-            if self.settings.single_sids == 0 {
-                self.data_at = batch.received_at.mono;
-            }
+            self.data_at = batch.received_at.mono;
             notes.extend(self.pulse.take(batch, counters).map(Note::Sign));
         }
         if self.framer.frames() > frames {
@@ -244,7 +241,7 @@ impl Link {
             return;
         }
         let at = batch.received_at.mono;
-        let observed = self.observe(&envelope, batch.received_at, notes, counters);
+        let observed = self.observe(&envelope, batch.received_at, counters);
         if envelope.kind.is_data() {
             if envelope.kind == Kind::Book {
                 self.book(text, &envelope, observed, notes);
@@ -263,13 +260,7 @@ impl Link {
     /// The sequence check: before anything looks at the frame's type, since replies and errors
     /// take places in the sequence too.
     #[inline]
-    fn observe(
-        &mut self,
-        envelope: &Envelope,
-        at: Stamp,
-        notes: &mut Vec<Note>,
-        counters: &ShardCounters,
-    ) -> Observed {
+    fn observe(&mut self, envelope: &Envelope, at: Stamp, counters: &ShardCounters) -> Observed {
         let (Some(sid), Some(seq)) = (envelope.sid, envelope.seq) else {
             return Observed::Contiguous;
         };
@@ -278,8 +269,8 @@ impl Link {
             Observed::Contiguous => {}
             Observed::Gap(missing) => {
                 counters.sequence_gaps.add(1);
-                counters.messages_missed.add(missing);
-                self.lapses.missed(Some(sid), missing, self.data_at, at);
+                counters.messages_missed.add_slots(missing);
+                self.lapses.missed(Some(sid), missing, self.lost_since(), at);
                 self.gap(sid, Seq::new(seq.number().wrapping_sub(1)), at.mono);
             }
             Observed::Duplicate => counters.duplicates.add(1),
@@ -287,7 +278,7 @@ impl Link {
             Observed::Restarted => {
                 counters.backward.add(1);
                 self.broken(sid, at.mono);
-                self.renew(sid, None, notes);
+                self.sids.ended(sid, None);
             }
         }
         observed
@@ -335,6 +326,7 @@ impl Link {
             }
             Answer::Late(ended) if envelope.seq.is_none() && self.is_stale(&ended) => {
                 counters.replies_late.add(1);
+                self.tell_end_before(&ended, notes);
                 notes.push(Note::Late(ended));
             }
             Answer::Late(ended) => {
@@ -345,11 +337,10 @@ impl Link {
             Answer::Unknown => {
                 let code = code.filter(|code| code.is_terminal())?;
                 // Without a sid it can only mean the connection's one subscription.
-                let only = self.open.first().copied().filter(|_| self.open.len() == 1);
-                let sid = envelope.sid.or(only)?;
+                let sid = envelope.sid.or_else(|| self.sids.only())?;
                 self.broken(sid, at);
                 self.retire(sid);
-                self.renew(sid, Some(code), notes);
+                self.sids.ended(sid, Some(code));
             }
         }
         Some(())
@@ -362,7 +353,7 @@ impl Link {
         opened && ended.sid.is_some_and(|sid| self.sequences.is_retired(sid))
     }
 
-    /// Tells of a command's end, and then of what ended before it.
+    /// Tells of a command's end.
     fn land(
         &mut self,
         ended: Ended,
@@ -370,63 +361,56 @@ impl Link {
         told: fn(Ended) -> Note,
         notes: &mut Vec<Note>,
     ) {
-        let mut early = Vec::new();
-        self.confirmed(&ended, seq, &mut early);
+        self.tell_end_before(&ended, notes);
+        self.confirmed(&ended, seq);
         notes.push(told(ended));
-        notes.append(&mut early);
+    }
+
+    /// An end of a subscription that is still to be told, and came before a reply that names it.
+    fn tell_end_before(&mut self, ended: &Ended, notes: &mut Vec<Note>) {
+        let over = ended.sid.and_then(|sid| self.sids.take_over(sid));
+        notes.extend(over.map(|(sid, code)| Note::SubscriptionEnded { sid, code }));
     }
 
     /// What a command's end means for sids.
-    fn confirmed(&mut self, ended: &Ended, seq: Option<Seq>, notes: &mut Vec<Note>) {
+    fn confirmed(&mut self, ended: &Ended, seq: Option<Seq>) {
         let gone = match ended.outcome {
             Outcome::Rejected { code } => code.action() == Action::Reopen,
             outcome => outcome.is_ok(),
         };
         match (ended.expects, ended.outcome, ended.sid) {
-            (Expects::Subscription, Outcome::Ok, Some(sid)) => self.opened(sid, seq, notes),
-            (Expects::List, Outcome::Ok, _) => {
-                for listed in ended.listed() {
-                    let sid = Sid::new(listed.sid);
-                    // It counts on from where it was, if it was there before.
-                    if !self.open.contains(&sid) && !self.ends_early(sid, notes) {
-                        self.open.insert(sid);
-                    }
-                }
+            (Expects::Subscription, Outcome::Ok, Some(sid)) => self.opened(sid, seq),
+            // One that came late tells nothing any more.
+            (Expects::List, Outcome::Ok, _) if ended.detail.is_some() => {
+                let channel = self.settings.dialect.channel(self.role);
+                let ours = ended.listed().iter().filter(|listed| listed.channel == channel);
+                // Each counts on from where it was, if it was there before.
+                self.sids.listed(&ours.map(|listed| Sid::new(listed.sid)).collect());
             }
             (Expects::End(sid), ..) if gone => {
                 self.retire(sid);
-                self.open.remove(&sid);
-                self.ended_early.retain(|&(early, _)| early != sid);
+                self.sids.closed(sid);
             }
             _ => {}
         }
     }
 
     /// A sid is ours from now on, unless it ended before we knew.
-    fn opened(&mut self, sid: Sid, seq: Option<Seq>, notes: &mut Vec<Note>) {
-        if !self.ends_early(sid, notes) {
+    fn opened(&mut self, sid: Sid, seq: Option<Seq>) {
+        if self.sids.opened(sid) {
             self.sequences.open(sid, seq);
             self.suspicion.opened(sid);
-            self.open.insert(sid);
         }
     }
 
-    /// Whether a sid that is acknowledged has ended before; that is told now.
-    fn ends_early(&mut self, sid: Sid, notes: &mut Vec<Note>) -> bool {
-        let early = self.ended_early.iter().position(|&(early, _)| early == sid);
-        let early = early.map(|index| self.ended_early.swap_remove(index));
-        notes.extend(early.map(|(sid, code)| Note::SubscriptionEnded { sid, code }));
-        early.is_some()
+    /// Whether there is an end of a subscription to tell.
+    pub(crate) fn has_over(&self) -> bool {
+        self.sids.is_any_over()
     }
 
-    fn renew(&mut self, sid: Sid, code: Option<ExchangeCode>, notes: &mut Vec<Note>) {
-        if self.open.remove(&sid) {
-            notes.push(Note::SubscriptionEnded { sid, code });
-        } else if self.ended_early.len() < ENDED_EARLY_MAX
-            && self.ended_early.iter().all(|&(early, _)| early != sid)
-        {
-            self.ended_early.push((sid, code));
-        }
+    /// The next subscription that is over or out of step, told once for each.
+    pub(crate) fn next_over(&mut self) -> Option<Over> {
+        self.sids.next_over()
     }
 
     fn closed(&self, code: Option<u16>, reason: String) -> Cause {
@@ -590,7 +574,14 @@ impl Link {
         }
     }
 
-    /// When data last came, as far as that is kept.
+    /// The time before which nothing was missing yet. Nobody keeps when each of many subscriptions
+    /// last had data: then all of the link's time is in doubt.
+    fn lost_since(&self) -> Instant {
+        let many = self.settings.single_sids > 0 && self.role == Role::Orderbook;
+        if many { self.began } else { self.data_at }
+    }
+
+    /// When data last came, or the link began.
     pub(crate) fn last_data(&self) -> Instant {
         self.data_at
     }
@@ -598,3 +589,5 @@ impl Link {
 
 #[path = "link/books.rs"]
 mod books;
+#[path = "link/sids.rs"]
+mod sids;

@@ -225,14 +225,15 @@ impl<L> Inputs<L> {
     }
 }
 
-/// Books and gaps are told of while fewer reports than this wait.
+/// Books, gaps and ends of subscriptions are told of while fewer reports than this wait.
 pub(crate) const BOOK_REPORTS_MAX: usize = 256;
 /// `Settled` is ordered while fewer orders than this wait.
 pub(crate) const SETTLED_ORDERS_MAX: usize = 64;
 
 /// Reports a shard may have under way: outcomes of the commands in flight and of those sent to an
-/// epoch just lost, late replies, its end, the subscription's end; and the shard's own farewell.
-/// And room for books and gaps, which are told of only while there is more than all that left.
+/// epoch just lost, late replies, its end, and an end of a subscription that belongs before such a
+/// reply; and the shard's own farewell. And room for what is told of only while there is more than
+/// all that left.
 pub(crate) fn report_queue_size(connections: usize, in_flight: usize) -> usize {
     connections
         .saturating_mul(2 * in_flight + UNANSWERED_MAX + 4)

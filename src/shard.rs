@@ -477,9 +477,13 @@ impl<T: Transport> Shard<T> {
 
     fn deliver_notes(&mut self, index: usize) {
         self.tell_news(index);
-        if self.scratch.notes.is_empty() {
-            return;
+        if !self.scratch.notes.is_empty() {
+            self.tell_notes(index);
         }
+        self.tell_ends(index);
+    }
+
+    fn tell_notes(&mut self, index: usize) {
         let Some(link) = self.live(index) else {
             return;
         };
@@ -499,6 +503,18 @@ impl<T: Transport> Shard<T> {
             });
         }
         self.scratch.notes = notes;
+    }
+
+    /// Tells which subscriptions are over; as many as there are now is no reason to hurry.
+    fn tell_ends(&mut self, index: usize) {
+        let Some(link) = self.live(index).filter(|link| link.has_over()) else { return };
+        let (conn, epoch) = (link.conn, link.epoch);
+        while self.reports.len() < BOOK_REPORTS_MAX {
+            let Some((sid, code)) = self.live(index).and_then(Link::next_over) else { return };
+            self.report(Report::SubscriptionEnded { conn, epoch, sid, code });
+        }
+        let now = self.turned.unwrap_or_else(|| self.transport.now());
+        self.alarm.arm(after(now, HELD_RETRY));
     }
 
     /// Tells what was lost and whose books came, unless so much waits to be told that it can wait

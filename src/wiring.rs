@@ -149,6 +149,7 @@ fn link_settings(config: &Config) -> LinkSettings {
             .saturating_add(REPLIES_BYTES_MAX),
         subscribe_timeout: settings.subscribe_timeout,
         keep_responses: settings.command_events,
+        dialect: settings.dialect,
         single_sids: single_sids(settings),
         ping_idle: settings.ping_idle,
         pong_timeout: settings.pong_timeout,

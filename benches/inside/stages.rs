@@ -165,6 +165,7 @@ impl Rig {
             outgoing_bytes_max: 1 << 16,
             subscribe_timeout: 5 * second,
             keep_responses: false,
+            dialect: crate::dialect::Dialect::Live,
             single_sids: 0,
             ping_idle: 15 * second,
             pong_timeout: 10 * second,

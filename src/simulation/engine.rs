@@ -119,6 +119,7 @@ impl Settings {
             outgoing_bytes_max: 1 << 16,
             subscribe_timeout: config.subscribe_timeout,
             keep_responses: false,
+            dialect: config.dialect,
             single_sids: match config.dialect {
                 Dialect::Live => 0,
                 Dialect::Legacy => config.markets_per_connection * 2,

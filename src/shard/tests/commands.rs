@@ -4,6 +4,7 @@
 use super::*;
 use crate::code::ExchangeCode;
 use crate::command::Outcome;
+use crate::dialect::Dialect;
 use crate::request::Ask;
 
 /// What was reported, in short: outcomes, late ones, the ends of subscriptions and of connections.
@@ -274,4 +275,89 @@ fn e3_a_sid_that_is_listed_after_its_end_counts_on() {
     let last = text(r#"{"type":"unsubscribed","id":9,"sid":1,"seq":3}"#);
     world.give(BOOK, &peer, vec![Chunk::Bytes([listed, last].concat())], 4.0);
     assert_eq!(world.counters.sequence_gaps.total(), 0, "nothing is missing");
+}
+
+/// A list of subscriptions in answer to command 1.
+fn list(channel: &str, sids: impl IntoIterator<Item = u64>) -> Vec<u8> {
+    let each = |sid| format!(r#"{{"channel":"{channel}","sid":{sid}}}"#);
+    let all: Vec<_> = sids.into_iter().map(each).collect();
+    text(&format!(r#"{{"type":"ok","id":1,"msg":[{}]}}"#, all.join(",")))
+}
+
+#[test]
+fn e10_as_many_subscriptions_as_there_are_may_end_at_once_and_each_is_told() {
+    const ALL: u64 = 1_500;
+    let mut world = World::set(100, OverflowPolicy::default(), |settings| {
+        (settings.dialect, settings.single_sids) = (Dialect::Legacy, 1_500);
+    });
+    let peer = world.adopt(BOOK, 1, Vec::new(), 0.0);
+    world.ask(Ask::List, 0.0);
+    world.give(BOOK, &peer, vec![Chunk::Bytes(list("orderbook_delta", 1..=ALL))], 1.0);
+    assert_eq!(told(&world), [Told::Ended(1, Outcome::Ok)]);
+    let ends = (1..=ALL).flat_map(|sid| error(sid, 10)).collect();
+    world.give(BOOK, &peer, vec![Chunk::Bytes(ends)], 2.0);
+    let mut sids = Vec::new();
+    while !world.reports.is_empty() {
+        assert!(world.reports.len() <= crate::mailbox::BOOK_REPORTS_MAX, "others have room");
+        sids.extend(world.reports.try_iter().map(|report| match report {
+            Report::SubscriptionEnded { sid, .. } => sid.number(),
+            other => panic!("{other:?}"),
+        }));
+        let due = world.due();
+        assert!(sids.len() == 1_500 || due < 3.0, "soon");
+        world.settle(due);
+    }
+    assert_eq!(sids, (1..=ALL).collect::<Vec<_>>());
+    assert_eq!(world.counters.reports_lost.total(), 0);
+}
+
+#[test]
+fn e10_an_end_that_has_to_wait_is_told_before_a_reply_that_names_its_sid() {
+    let mut world = World::new(10);
+    let peer = world.adopt(BOOK, 1, Vec::new(), 0.0);
+    world.subscribe(0.0);
+    world.give(BOOK, &peer, vec![Chunk::Bytes(ok(1, 1))], 1.0);
+    told(&world);
+    world.subscribe(1.5);
+    while world.reports.len() < crate::mailbox::BOOK_REPORTS_MAX {
+        world.shard.reports.send(Report::RegistryHungUp).unwrap();
+    }
+    world.give(BOOK, &peer, vec![Chunk::Bytes(error(1, 25))], 2.0);
+    assert_eq!(world.reports.len(), crate::mailbox::BOOK_REPORTS_MAX);
+    world.give(BOOK, &peer, vec![Chunk::Bytes(ok(2, 2))], 2.0);
+    let waited = world.reports.try_iter().filter(|r| !matches!(r, Report::RegistryHungUp));
+    let sent: Vec<_> = waited.collect();
+    assert!(
+        matches!(sent[..], [Report::SubscriptionEnded { .. }, Report::Ended { .. }]),
+        "{sent:?}"
+    );
+    world.settle(world.due());
+    assert_eq!(told(&world), [], "once");
+}
+
+#[test]
+fn e10_subscriptions_of_other_channels_are_none_of_ours() {
+    let mut world = World::new(10);
+    let peer = world.adopt(BOOK, 1, Vec::new(), 0.0);
+    world.ask(Ask::List, 0.0);
+    let listed = r#"{"type":"ok","id":1,"msg":[{"channel":"ticker","sid":7},{"channel":"orderbook_delta","sid":1}]}"#;
+    // It names no subscription: ours can only be the one.
+    let ended = r#"{"type":"error","msg":{"code":25,"msg":"no"}}"#;
+    world.give(BOOK, &peer, vec![Chunk::Bytes([text(listed), text(ended)].concat())], 1.0);
+    let over = Told::Over(Some(ExchangeCode::BufferOverflow));
+    assert_eq!(told(&world), [Told::Ended(1, Outcome::Ok), over]);
+}
+
+#[test]
+fn e3_a_list_that_comes_late_closes_nothing() {
+    let mut world = World::new(10);
+    let peer = world.adopt(BOOK, 1, Vec::new(), 0.0);
+    world.ask(Ask::List, 0.0);
+    world.settle(6.0);
+    world.subscribe(6.0);
+    world.give(BOOK, &peer, vec![Chunk::Bytes(ok(2, 1))], 6.5);
+    world.give(BOOK, &peer, vec![Chunk::Bytes([list("x", []), error(1, 25)].concat())], 7.0);
+    let over = Told::Over(Some(ExchangeCode::BufferOverflow));
+    let (late, timed_out) = (Told::Late(1, Outcome::Ok), Told::Ended(1, Outcome::TimedOut));
+    assert_eq!(told(&world), [timed_out, Told::Ended(2, Outcome::Ok), late, over]);
 }

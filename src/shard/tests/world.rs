@@ -387,6 +387,7 @@ fn settings() -> LinkSettings {
         outgoing_bytes_max: 1 << 16,
         subscribe_timeout: 5 * second,
         keep_responses: false,
+        dialect: Dialect::Live,
         single_sids: 0,
         ping_idle: 15 * second,
         pong_timeout: 10 * second,
