@@ -40,17 +40,19 @@ impl<T: Transport> Shard<T> {
         let waits = !slot.held.is_nothing() || slot.kept.is_some();
         let retry = waits.then(|| after(now, HELD_RETRY));
         let link = slot.live.as_ref().map(|(_, link)| link);
-        let live = earlier(link.map(Link::deadline), link.and_then(|link| link.lapses.due()));
-        earlier(retry, live)
+        // A lapse that is due and was not told has to wait until there is time for it.
+        let lapse = link.and_then(|link| link.lapses.due());
+        let lapse = lapse.map(|due| if due > now { due } else { after(now, HELD_RETRY) });
+        earlier(retry, earlier(link.map(Link::deadline), lapse))
     }
 
     /// Tells what was lost lately, once nothing more is and there is time for it.
     fn tell_lapse(&mut self, index: usize, now: Instant) {
         let busy = self.reports.len() >= self.reports.capacity().unwrap_or(0) / 2;
-        let at = self.transport.stamp();
         let Some(link) = self.live(index).filter(|_| !busy) else { return };
         let (conn, epoch) = (link.conn, link.epoch);
         if let Some(lapse) = link.lapses.take(now) {
+            let at = self.transport.stamp();
             self.report(Report::Lapse { conn, epoch, lapse, at });
         }
     }

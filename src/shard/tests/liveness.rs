@@ -461,3 +461,67 @@ fn c8_whatever_json_comes_is_delivered_as_it_is_and_its_number_checked_if_readab
     assert!(world.counters.unreadable.total() >= 2 && world.counters.unknown_types.total() >= 1);
     assert!(world.downs().is_empty(), "and nothing ends");
 }
+
+#[test]
+fn a_lapse_that_has_to_wait_keeps_no_shard_spinning() {
+    let mut world = World::new(100);
+    let peer = world.adopt(BOOK, 1, Vec::new(), 0.0);
+    world.give(BOOK, &peer, vec![Chunk::Bytes([delta(1), delta(5)].concat())], 1.0);
+    let half = world.shard.reports.capacity().unwrap() / 2;
+    while world.reports.len() < half {
+        world.shard.reports.send(Report::RegistryHungUp).unwrap();
+    }
+    world.step(2.5);
+    world.step(2.5);
+    assert_ne!(world.next, Next::Now, "nothing can be told yet");
+    let due = world.due();
+    assert!((due - 2.501).abs() < 0.000_1, "{due}");
+    world.reports.try_iter().for_each(drop);
+    world.settle(due);
+    world.settle(due + 0.001);
+    let lapse = world.reports.try_iter().find_map(|report| match report {
+        Report::Lapse { lapse, .. } => Some(lapse.missed),
+        _ => None,
+    });
+    assert_eq!(lapse, Some(3));
+}
+
+#[test]
+fn a_connection_that_is_lost_tells_when_its_last_data_came_whatever_its_sids() {
+    for single_sids in [0, 100] {
+        let mut world = World::set(100, OverflowPolicy::default(), |settings| {
+            settings.single_sids = single_sids;
+        });
+        let peer = world.adopt(BOOK, 1, Vec::new(), 0.0);
+        for (seq, second) in [(1, 1.0), (2, 5.0)] {
+            world.give(BOOK, &peer, vec![Chunk::Bytes(delta(seq))], second);
+        }
+        world.give(BOOK, &peer, vec![Chunk::End], 9.0);
+        let last = world.reports.try_iter().find_map(|report| match report {
+            Report::Down { last_data, .. } => Some(last_data),
+            _ => None,
+        });
+        assert_eq!(last, Some(world.start + seconds(5)));
+    }
+}
+
+#[test]
+fn a_gap_may_be_as_old_as_the_connection_only_where_many_subscriptions_share_it() {
+    let trade = POOL.iter().find(|&(_, role)| role == Role::Trade).unwrap().0;
+    for (conn, single_sids, since) in [(BOOK, 0, 5), (BOOK, 100, 0), (trade, 100, 5)] {
+        let mut world = World::set(100, OverflowPolicy::default(), |settings| {
+            settings.single_sids = single_sids;
+        });
+        let peer = world.adopt(conn, 1, Vec::new(), 0.0);
+        for (seq, second) in [(1, 5.0), (3, 8.0)] {
+            world.give(conn, &peer, vec![Chunk::Bytes(delta(seq))], second);
+        }
+        world.settle(9.5);
+        world.settle(9.5);
+        let start = world.reports.try_iter().find_map(|report| match report {
+            Report::Lapse { lapse, .. } => Some(lapse.start),
+            _ => None,
+        });
+        assert_eq!(start, Some(world.wall + seconds(since)), "{conn}, {single_sids}");
+    }
+}
