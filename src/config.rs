@@ -238,8 +238,8 @@ settings! {
     arbitration_messages: usize = 1 << 16;
     /// Messages waiting for the host. Default: 10,000.
     message_buffer: usize = 10_000;
-    /// Bytes waiting for the host, counted as the capacity of the buffers that hold them.
-    /// Default: 64 MiB.
+    /// Bytes waiting for the host, counted as the capacity of the buffers that hold them and of
+    /// their lists of messages. Default: 64 MiB.
     message_buffer_bytes: usize = 64 << 20;
     /// The longest message accepted, in bytes; a longer one ends its connection. Default: 2 MiB.
     max_message_size: usize = 2 << 20;

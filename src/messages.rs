@@ -24,6 +24,10 @@ pub(crate) const SMALL_BYTES: usize = 4 << 10;
 /// Large buffers: what one socket read gives (64 KiB), and the rest of a record and of a frame
 /// that began in the one before.
 pub(crate) const LARGE_BYTES: usize = 96 << 10;
+/// Messages that empty buffers of either size keep room for: more come only where messages are
+/// shorter than any of the exchange's.
+const SMALL_ENTRIES: usize = 64;
+const LARGE_ENTRIES: usize = 1_024;
 /// Empty batches on their way back to one shard; more than this are let go.
 const RETURNS_MAX: usize = 256;
 /// So many batches at most go to the consumer together, if each holds this many bytes: under a
@@ -150,11 +154,12 @@ impl Outlet {
     pub(crate) fn recycle(&mut self, mut batch: Box<Buffer>) {
         batch.bytes.clear();
         batch.entries.clear();
-        let pool = match batch.bytes.capacity() {
-            SMALL_BYTES => &mut self.small,
-            LARGE_BYTES => &mut self.large,
+        let (pool, entries) = match batch.bytes.capacity() {
+            SMALL_BYTES => (&mut self.small, SMALL_ENTRIES),
+            LARGE_BYTES => (&mut self.large, LARGE_ENTRIES),
             _ => return,
         };
+        batch.entries.shrink_to(entries);
         if pool.len() < RETURNS_MAX {
             pool.push(batch);
         }
@@ -236,7 +241,8 @@ impl Outlet {
         }
         let taken = Charge::unpack(self.room.taken.load(Ordering::Relaxed));
         let free = self.room.limit.minus(taken).unwrap_or_default().plus(self.ahead);
-        let fits = usize::try_from(free.units).is_ok_and(|units| units >= SMALL_BYTES / UNIT_BYTES);
+        let least = SMALL_BYTES.saturating_add(entry_bytes(SMALL_ENTRIES)) / UNIT_BYTES;
+        let fits = usize::try_from(free.units).is_ok_and(|units| units >= least);
         if fits { usize::try_from(free.messages).unwrap_or(usize::MAX) } else { 0 }
     }
 
@@ -301,9 +307,15 @@ impl Drop for Outlet {
     }
 }
 
-/// What a batch takes of the room for bytes.
+/// What a batch takes of the room for bytes: what it was received in, and the list of its
+/// messages.
 fn units(batch: &Buffer) -> u32 {
-    u32::try_from(batch.bytes.capacity().div_ceil(UNIT_BYTES)).unwrap_or(u32::MAX)
+    let bytes = batch.bytes.capacity().saturating_add(entry_bytes(batch.entries.capacity()));
+    u32::try_from(bytes.div_ceil(UNIT_BYTES)).unwrap_or(u32::MAX)
+}
+
+fn entry_bytes(entries: usize) -> usize {
+    entries.saturating_mul(size_of::<Entry>())
 }
 
 /// Both ends, and what it takes to make another outlet at each start.

@@ -79,7 +79,8 @@ fn full_reads_go_together_and_a_small_one_waits_for_nothing() {
 
 #[test]
 fn bytes_are_bounded_by_capacity() {
-    let (_handoff, mut outlet, mut messages) = handoff(1_000, 2 * SMALL_BYTES);
+    let each = SMALL_BYTES + entry_bytes(16);
+    let (_handoff, mut outlet, mut messages) = handoff(1_000, 2 * each);
     let mut rest = Vec::new();
     let batch = fill(&mut outlet, 1);
     assert_eq!(outlet.send(batch, &mut rest).messages, 1);
@@ -90,6 +91,43 @@ fn bytes_are_bounded_by_capacity() {
     messages.recv().unwrap();
     let batch = fill(&mut outlet, 1);
     assert_eq!(outlet.send(batch, &mut rest).messages, 1);
+}
+
+#[test]
+fn i2_the_list_of_a_batchs_messages_takes_room_too_and_is_not_kept_for_ever() {
+    // Empty messages: two bytes each on the wire.
+    const EMPTY: usize = LARGE_BYTES / 2;
+    let (_handoff, mut outlet, mut messages) = handoff(1 << 20, 8 << 20);
+    let mut rest = Vec::new();
+    let mut sent = 0;
+    let empty = |outlet: &mut Outlet| {
+        let mut batch = fill(outlet, SMALL_BYTES + 1);
+        let entry = batch.entries[0];
+        batch.bytes = Vec::with_capacity(LARGE_BYTES);
+        batch.entries.resize(EMPTY, entry);
+        batch
+    };
+    loop {
+        let batch = empty(&mut outlet);
+        match outlet.send(batch, &mut rest).messages {
+            0 => break,
+            messages => sent += messages,
+        }
+    }
+    assert!((EMPTY..=8 << 20 >> 6).contains(&sent), "{sent} of 64 bytes each in 8 MiB");
+    outlet.flush();
+    while messages.try_recv_batch().is_ok() {}
+    while let Ok(batch) = outlet.returns.try_recv() {
+        outlet.recycle(batch);
+    }
+    let large = empty(&mut outlet);
+    outlet.recycle(large);
+    let small = fill(&mut outlet, SMALL_BYTES);
+    outlet.recycle(small);
+    for (pool, most) in [(&outlet.large, LARGE_ENTRIES), (&outlet.small, SMALL_ENTRIES)] {
+        assert!(!pool.is_empty());
+        assert!(pool.iter().all(|batch| batch.entries.capacity() <= most));
+    }
 }
 
 #[test]
