@@ -31,6 +31,8 @@ pub(crate) struct Pace {
     /// Time between two commands, and when the next may go.
     spacing: Duration,
     next: Option<Instant>,
+    /// Whether anything was sent since they were last too many.
+    hurried: bool,
 }
 
 impl Pace {
@@ -44,6 +46,7 @@ impl Pace {
             tried: false,
             spacing: Duration::ZERO,
             next: None,
+            hurried: false,
         }
     }
 
@@ -105,10 +108,10 @@ impl Pace {
         self.troubled.is_none_or(|last| after(last, TROUBLE_OVER) <= now)
     }
 
-    /// The exchange says these are too many commands. What was already on its way says so too,
-    /// and counts once.
+    /// The exchange says these are too many commands, or has no time for them. What was already on
+    /// its way says so too, and counts once.
     pub(crate) fn too_fast(&mut self, now: Instant) {
-        if self.next.is_none_or(|next| next <= now) || self.spacing.is_zero() {
+        if std::mem::take(&mut self.hurried) || self.spacing.is_zero() {
             self.spacing = (self.spacing * 2).clamp(SPACING, SPACING_MAX);
         }
         self.next = Some(after(now, self.spacing));
@@ -116,7 +119,7 @@ impl Pace {
 
     /// A command was sent.
     pub(crate) fn sent(&mut self, now: Instant) {
-        self.tried = true;
+        (self.tried, self.hurried) = (true, true);
         if !self.spacing.is_zero() {
             self.next = Some(after(now, self.spacing));
         }
@@ -195,9 +198,14 @@ mod tests {
         now += SPACING;
         pace.sent(now);
         assert_eq!(held(&pace, now), SPACING);
-        now += SPACING;
-        pace.too_fast(now);
-        assert_eq!(held(&pace, now), SPACING * 2);
+        // At once or later, the answer means the same.
+        for (later, doubled) in [(SPACING, 2), (Duration::ZERO, 4), (Duration::ZERO, 8)] {
+            now += later;
+            (0..4).for_each(|_| pace.too_fast(now));
+            assert_eq!(held(&pace, now), SPACING * doubled);
+            now += SPACING * doubled;
+            pace.sent(now);
+        }
         (0..40).for_each(|_| pace.went_well());
         assert_eq!(held(&pace, now), Duration::ZERO);
     }
