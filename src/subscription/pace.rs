@@ -33,6 +33,8 @@ pub(crate) struct Pace {
     next: Option<Instant>,
     /// Whether anything was sent since they were last too many.
     hurried: bool,
+    /// Commands the exchange had no time for, less those it carried out.
+    stalls: u32,
 }
 
 impl Pace {
@@ -47,6 +49,7 @@ impl Pace {
             spacing: Duration::ZERO,
             next: None,
             hurried: false,
+            stalls: 0,
         }
     }
 
@@ -108,13 +111,28 @@ impl Pace {
         self.troubled.is_none_or(|last| after(last, TROUBLE_OVER) <= now)
     }
 
-    /// The exchange says these are too many commands, or has no time for them. What was already on
-    /// its way says so too, and counts once.
+    /// The exchange says these are too many commands. What was already on its way says so too,
+    /// and counts once.
     pub(crate) fn too_fast(&mut self, now: Instant) {
         if std::mem::take(&mut self.hurried) || self.spacing.is_zero() {
             self.spacing = (self.spacing * 2).clamp(SPACING, SPACING_MAX);
         }
         self.next = Some(after(now, self.spacing));
+    }
+
+    /// The exchange did not finish a command in time: a short pause, longer if it goes on so. What
+    /// is said during the pause is of commands from before it.
+    pub(crate) fn stalled(&mut self, now: Instant) {
+        if self.held_until(now).is_none() {
+            let pause = SPACING.saturating_mul(2u32.saturating_pow(self.stalls.min(10)));
+            self.wait(now, pause.min(SPACING_MAX));
+            self.stalls = self.stalls.saturating_add(1);
+        }
+    }
+
+    /// A command that changes something was carried out.
+    pub(crate) fn moved_on(&mut self) {
+        self.stalls = self.stalls.saturating_sub(1);
     }
 
     /// A command was sent.
@@ -208,6 +226,21 @@ mod tests {
         }
         (0..40).for_each(|_| pace.went_well());
         assert_eq!(held(&pace, now), Duration::ZERO);
+    }
+
+    #[test]
+    fn commands_not_finished_in_time_pause_it_ever_longer_until_some_are() {
+        let mut pace = Pace::new(500);
+        let mut now = crate::clock::now();
+        for pause in [1, 2, 4, 8, 16, 32, 64, 100, 100] {
+            (0..4).for_each(|_| pace.stalled(now));
+            assert_eq!(held(&pace, now), SPACING * pause);
+            now += SPACING * pause;
+            pace.sent(now);
+        }
+        (0..9).for_each(|_| pace.moved_on());
+        pace.stalled(now);
+        assert_eq!(held(&pace, now), SPACING);
     }
 
     #[test]

@@ -55,6 +55,9 @@ impl Subscriptions {
             }
             Outcome::Ok => {
                 member.pace.went_well();
+                if flight.ask != Ask::List {
+                    member.pace.moved_on();
+                }
                 member.refused = None;
             }
             // It changes nothing, whenever it is carried out.
@@ -70,7 +73,7 @@ impl Subscriptions {
             }
             // Answered at once it would be repeated at once, again and again.
             Outcome::Rejected { code } if code.action() == Action::Reconcile => {
-                member.pace.trouble_once(now);
+                member.pace.stalled(now);
             }
             Outcome::Rejected { .. } => {}
         }
