@@ -95,7 +95,11 @@ impl From<Arbitration> for ArbitrationPolicy {
 
 /// In a file: one word for all, or a table.
 #[derive(Deserialize)]
-#[serde(untagged)]
+#[serde(
+    untagged,
+    expecting = "arbitration: write \"both\" or \"first-wins\"; one word for all roles, or a table \
+                 of ticker, trade and lifecycle"
+)]
 enum Written {
     All(Arbitration),
     Each(Each),

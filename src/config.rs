@@ -20,6 +20,7 @@ use crate::placement::{Placement, Wanted};
 use crate::pool::PoolLayout;
 use crate::socket::SocketOptions;
 use crate::tls::TlsConfig;
+use crate::wait::Wait;
 
 /// Defines the settings struct, its defaults and its setters from one list. A setter takes the
 /// setting's own type; `[into]` widens that to what converts into it, `[some]` takes what the
@@ -111,7 +112,8 @@ settings! {
     [some] cores: Option<Vec<usize>> = None;
     /// Whether shards are pinned to their cores at all. Default: true.
     pin: bool = true;
-    /// What a shard does when nothing is ready. Default: block.
+    /// What a shard does when nothing is ready: `block`, `spin` or `adaptive`, in a configuration
+    /// file also `{ adaptive = { spin = "50us" } }`. Default: block.
     wait: Wait = Wait::Block;
     /// Reads of up to 64 KiB one connection may have in one turn of its shard before the others
     /// have theirs. More is cheaper in a burst, and unfair. Default: 1.
@@ -245,31 +247,6 @@ settings! {
     max_message_size: usize = 2 << 20;
     /// Events waiting for the host; when full, new ones are counted and dropped. Default: 4,096.
     event_buffer: usize = 4_096;
-}
-
-/// What a shard does when nothing is ready.
-///
-/// ```
-/// use std::time::Duration;
-/// use kalshi_feed::{Config, Wait};
-/// let wait = Wait::Adaptive { spin: Duration::from_micros(50) };
-/// let config = Config::builder().wait(wait).build()?;
-/// # Ok::<(), kalshi_feed::ConfigError>(())
-/// ```
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase", deny_unknown_fields)]
-pub enum Wait {
-    /// Sleep in the kernel until a socket is ready: no CPU when idle.
-    #[default]
-    Block,
-    /// Never sleep: lowest latency, one whole core each.
-    Spin,
-    /// Spin this long after the last work, then sleep.
-    Adaptive {
-        /// How long.
-        #[serde(with = "humantime_serde")]
-        spin: Duration,
-    },
 }
 
 /// Checked settings, ready for [`Manager::new`](crate::Manager::new).

@@ -92,6 +92,7 @@ mod timer;
 mod tls;
 mod transport;
 mod upgrade;
+mod wait;
 mod warning;
 mod watch;
 mod watchdog;
@@ -106,7 +107,7 @@ pub use causes::CauseCount;
 pub use clock::Stamp;
 pub use code::ExchangeCode;
 pub use command::{ErrorCode, ErrorMsg, Outcome, Response, SubscribedMsg};
-pub use config::{Config, ConfigBuilder, Wait};
+pub use config::{Config, ConfigBuilder};
 pub use coverage::{MarketList, Uncovered, UncoveredMarkets, UncoveredReason};
 pub use delivery::{Delivery, Handler};
 pub use dialect::Dialect;
@@ -130,6 +131,7 @@ pub use registry::{
 pub use shard_stats::ShardStats;
 pub use spread::Durations;
 pub use stats::{Stats, SubscribeErrors};
+pub use wait::Wait;
 pub use warning::Warning;
 
 /// The README's Rust is compiled by the tests.

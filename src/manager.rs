@@ -14,7 +14,7 @@ use crate::assignments::Assignments;
 use crate::backoff::Backoff;
 use crate::clock;
 use crate::conductor::{Conductor, ConductorParts, Leftovers};
-use crate::config::{Config, Wait};
+use crate::config::Config;
 use crate::connector::Connector;
 use crate::cores::{self, CoreFacts};
 use crate::delivery::Delivery;
@@ -31,6 +31,7 @@ use crate::subscription::{SubscriptionSettings, Subscriptions};
 use crate::thread::{self, CONDUCTOR, CONNECTOR, Seat};
 use crate::timer::after;
 use crate::transport::TcpLink;
+use crate::wait::Wait;
 use crate::warning::{Warning, Warnings};
 use crate::wiring::{Mailboxes, Wiring};
 

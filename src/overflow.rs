@@ -80,7 +80,12 @@ impl From<Overflow> for OverflowPolicy {
 
 /// In a file: one word for all, or a table.
 #[derive(Deserialize)]
-#[serde(untagged)]
+#[serde(
+    untagged,
+    expecting = "overflow: write \"drop-newest\", \"backpressure\" or, for ticker alone, \
+                 \"conflate-by-market\"; one word for all roles, or a table of ticker, trade and \
+                 orderbook"
+)]
 enum Written {
     All(Overflow),
     Each(Each),

@@ -9,7 +9,6 @@ use crossbeam_channel::{Sender, bounded};
 use crate::affinity;
 use crate::clock::{self, CpuTime};
 use crate::conductor::Conductor;
-use crate::config::Wait;
 use crate::connector::Connector;
 use crate::event::Event;
 use crate::ids::ShardId;
@@ -19,6 +18,7 @@ use crate::shard::Shard;
 use crate::stats::{Counter, ShardCounters};
 use crate::timer::Next;
 use crate::transport::Transport;
+use crate::wait::Wait;
 use crate::warning::{Warning, Warnings};
 use crate::watchdog;
 

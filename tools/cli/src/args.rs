@@ -12,9 +12,6 @@ use crate::failure::Failure;
 use crate::policies::Policies;
 use crate::throttle::Fraction;
 
-/// Spin time of `--wait adaptive` without one.
-const SPIN_DEFAULT: Duration = Duration::from_micros(50);
-
 /// Kalshi's WebSocket market data over a pool of 150 connections.
 #[derive(Debug, Parser)]
 #[command(
@@ -299,7 +296,7 @@ fn wait(text: &str) -> Result<Wait, String> {
     match (name, spin) {
         ("block", None) => Ok(Wait::Block),
         ("spin", None) => Ok(Wait::Spin),
-        ("adaptive", None) => Ok(Wait::Adaptive { spin: SPIN_DEFAULT }),
+        ("adaptive", None) => Ok(Wait::ADAPTIVE),
         ("adaptive", Some(spin)) => humantime::parse_duration(spin)
             .map(|spin| Wait::Adaptive { spin })
             .map_err(|error| format!("{error}; write adaptive:50us")),

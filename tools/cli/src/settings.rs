@@ -43,4 +43,21 @@ mod tests {
         );
         assert!(!sentence.contains('\n'));
     }
+
+    #[test]
+    fn a_word_there_is_not_is_told_by_setting_line_and_choices() {
+        for (written, setting, choice) in [
+            ("\"adaptiv\"", "wait", "{ adaptive = { spin = \"50us\" } }"),
+            ("\"drop-oldest\"", "overflow", "conflate-by-market"),
+            ("{ trades = \"backpressure\" }", "overflow", "ticker, trade and orderbook"),
+            ("\"first_wins\"", "arbitration", "first-wins"),
+        ] {
+            let text = format!("chunk = 5\n{setting} = {written}\n");
+            let error = toml::from_str::<ConfigBuilder>(&text).unwrap_err();
+            let sentence = sentence(Path::new("feed.toml"), &text, &error);
+            let begin = format!("config: feed.toml line 2: {setting}: write ");
+            assert!(sentence.starts_with(&begin) && sentence.contains(choice), "{sentence}");
+        }
+        assert!(toml::from_str::<ConfigBuilder>("wait = \"adaptive\"").is_ok());
+    }
 }
