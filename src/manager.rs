@@ -117,12 +117,16 @@ struct Flags {
     stop_requested: Arc<AtomicBool>,
 }
 
-/// Takes back, however the conductor's thread ends, that it runs.
-struct Runs(Arc<Flags>);
+/// Takes back, however the conductor's thread ends, that it runs and what says "now".
+struct Runs {
+    flags: Arc<Flags>,
+    counters: Arc<Counters>,
+}
 
 impl Drop for Runs {
     fn drop(&mut self) {
-        self.0.running.store(false, Ordering::Release);
+        self.flags.running.store(false, Ordering::Release);
+        self.counters.nothing_is_live();
     }
 }
 
@@ -396,7 +400,7 @@ impl Manager {
         let confine = self.confine();
         let run = move |Luggage { mut registry, handoff, events, leftovers }| {
             confine();
-            let runs = Runs(flags);
+            let runs = Runs { flags, counters: Arc::clone(&counters) };
             let mut conductor = Conductor::new(parts, clock::now());
             conductor.begin(&mut *registry, leftovers, clock::now());
             let cpu = &counters.control.conductor_cpu_ns;

@@ -246,6 +246,7 @@ impl Counters {
         self.control.markets.set(0);
         self.control.markets_unplaced.set(0);
         self.control.recovery.nothing_is_live();
+        self.shards.iter().for_each(|shard| shard.lag_ms.set(0));
     }
 
     fn sum(&self, counter: fn(&ShardCounters) -> &Counter) -> u64 {
@@ -393,7 +394,8 @@ fn subscribe_errors(control: &ControlCounters) -> Vec<SubscribeErrors> {
 }
 
 /// A snapshot of everything the engine counts. Counts are since the manager was made, over all
-/// epochs; what is "now" is zero once the engine has stopped.
+/// epochs. What is live, open or confirmed now is zero once the engine has stopped, whoever asked
+/// it to; what is halted or wanted stays as it last was.
 ///
 /// `messages_received = messages_forwarded + messages_dropped + messages_kept +
 /// lifecycle_forwarded + lifecycle_discarded + arbitration.duplicates_dropped` once the engine is

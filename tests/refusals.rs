@@ -220,6 +220,7 @@ fn j4_a_stop_requested_while_starting_cancels_the_start() {
 #[test]
 fn a_stop_requested_by_anyone_ends_the_stream_for_a_waiting_consumer() {
     let mut rig = Rig::start(quiet(), POOL, |settings| settings);
+    rig.all_confirmed(10);
     let mut messages = rig.messages.take().unwrap();
     let consumer = std::thread::spawn(move || {
         while messages.recv().is_ok() {}
@@ -231,6 +232,9 @@ fn a_stop_requested_by_anyone_ends_the_stream_for_a_waiting_consumer() {
     while rig.events.recv_timeout(support::PATIENCE) != Err(RecvError::Disconnected) {
         assert!(begun.elapsed() < support::PATIENCE, "whoever waits for events sees the end, too");
     }
+    let stats = rig.handle.stats();
+    assert_eq!((stats.connections_healthy, stats.subscriptions_total), (0, 0), "before any stop");
+    assert_eq!((stats.markets_total, stats.markets_wanted), (0, 10));
     let report = rig.manager.stop(Duration::MAX);
     assert_eq!((report.stuck.len(), report.panicked.len()), (0, 0));
     assert_eq!(report.stats.connections_healthy, 0);
