@@ -18,8 +18,6 @@ use crate::timer::after;
 /// Commands of one connection without a reply, in time or not, that are remembered. The engine
 /// asks nothing more while there are so many.
 pub(crate) const UNANSWERED_MAX: usize = 32;
-/// Replies to one command that are kept for the host.
-const RESPONSES_MAX: usize = 8;
 
 /// How a command ended.
 ///
@@ -163,7 +161,7 @@ pub(crate) struct Ended {
 pub(crate) struct Detail {
     /// The subscriptions that were asked for.
     pub(crate) listed: Vec<Listed>,
-    /// The replies, where the host wants them.
+    /// The reply that ended it, where the host wants it.
     pub(crate) responses: Vec<Response>,
 }
 
@@ -273,10 +271,7 @@ impl Commands {
             pending.detail.get_or_insert_default().listed = listed(&response).unwrap_or_default();
         }
         if self.keep {
-            let responses = &mut pending.detail.get_or_insert_default().responses;
-            if responses.len() < RESPONSES_MAX {
-                responses.push(response);
-            }
+            pending.detail.get_or_insert_default().responses.push(response);
         }
         self.end(index, outcome, sid).map_or(Answer::Unknown, Answer::Ended)
     }

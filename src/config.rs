@@ -115,8 +115,9 @@ settings! {
     /// What a shard does when nothing is ready: `block`, `spin` or `adaptive`, in a configuration
     /// file also `{ adaptive = { spin = "50us" } }`. Default: block.
     wait: Wait = Wait::Block;
-    /// Reads of up to 64 KiB one connection may have in one turn of its shard before the others
-    /// have theirs. More is cheaper in a burst, and unfair. Default: 1.
+    /// Reads of up to 96 KiB (64 KiB with `kernel_timestamps`) one connection may have in one turn
+    /// of its shard before the others have theirs. More is cheaper in a burst, and unfair.
+    /// Default: 1.
     turn_budget: usize = 1;
     /// Time one call of an inline handler may take before it is reported as slow; its shard's
     /// sockets wait meanwhile. Default: 1 ms.

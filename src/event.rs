@@ -110,7 +110,8 @@ pub enum Event {
         id: CommandId,
         /// How it ended.
         outcome: Outcome,
-        /// The exchange's replies to it, books apart; at most eight.
+        /// The exchange's reply that ended it: one, or none if none came in time, or if it was
+        /// answered by the books it asked for.
         responses: Vec<Response>,
     },
     /// The exchange ended a subscription, or its sequence restarted; it is renewed.

@@ -183,14 +183,15 @@ impl Handle {
     }
 
     /// Where a market is; `None` when it is unknown or the engine is not running. Asks the
-    /// conductor and waits up to 2 s.
+    /// conductor; `None`, too, if it has not answered within 2 s or 64 questions wait already.
     pub fn subscription(&self, ticker: &Ticker) -> Option<SubscriptionInfo> {
         let ticker = ticker.clone();
         self.ask(|reply| Control::Subscription { ticker, reply }).flatten()
     }
 
-    /// Where every known market is; empty when the engine is not running. Asks the conductor and
-    /// waits up to 2 s; no shard is held up. A million markets take about 80 MB.
+    /// Where every known market is; empty when the engine is not running. Asks the conductor, and
+    /// no shard is held up; empty, too, if it has not answered within 2 s or 64 questions wait
+    /// already. A million markets take about 80 MB.
     pub fn assignments(&self) -> Assignments {
         self.ask(|reply| Control::Assignments { reply }).unwrap_or_default()
     }

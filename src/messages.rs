@@ -21,7 +21,7 @@ use crate::stats::Counter;
 
 /// Reads shorter than this go into small buffers, so that few bytes never hold a large one.
 pub(crate) const SMALL_BYTES: usize = 4 << 10;
-/// Large buffers: what one socket read gives (64 KiB), and the rest of a record and of a frame
+/// Large buffers: what one socket read gives at most, with the rest of a record and of a frame
 /// that began in the one before.
 pub(crate) const LARGE_BYTES: usize = 96 << 10;
 /// Messages that empty buffers of either size keep room for: more come only where messages are

@@ -12,9 +12,9 @@
 //! are added to it, single markets are deleted from it, and it is unsubscribed when the last one
 //! goes. In the legacy dialect each market has a sid of its own.
 //!
-//! Parts: `directory` the table, `list` the lists in it, `member` one connection, `pace` how fast
-//! it may be asked, `plan` what to ask next, `repair` what gaps call for, `reply` what answers
-//! mean, `single` the legacy dialect.
+//! Parts: `covered` since when a market is covered or not, `directory` the table, `list` the lists
+//! in it, `member` one connection, `pace` how fast it may be asked, `plan` what to ask next,
+//! `repair` what gaps call for, `reply` what answers mean, `single` the legacy dialect.
 
 mod covered;
 mod directory;

@@ -21,7 +21,7 @@ use crate::socket::{ArrivalTimes, SocketOptions, io_cause};
 use crate::tls::{Tls, TlsConfig};
 use crate::warning::Warnings;
 
-/// What one `recv` asks for at least.
+/// What one `recv` asks for at least; at most what the buffer has room for (`LARGE_BYTES`).
 pub(crate) const RECV_BYTES: usize = 64 << 10;
 /// Events taken from one poll.
 const EVENTS_MAX: usize = 1_024;

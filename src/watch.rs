@@ -1,5 +1,6 @@
-//! Watches the time an inline handler takes. Pure: the time is an argument. Every slow call is
-//! counted; told of are they together, at most once a second.
+//! Watches the time that calls of one kind take: those of an inline handler, or a shard's turns.
+//! Pure: the time is an argument. Every slow call is counted; told of are they together, at most
+//! once a second.
 
 use std::time::{Duration, Instant};
 
@@ -16,7 +17,7 @@ pub(crate) struct Slow {
     pub(crate) took: Duration,
 }
 
-/// The watch over one handler.
+/// The watch over one kind of call.
 #[derive(Debug)]
 pub(crate) struct Watch {
     threshold: Duration,

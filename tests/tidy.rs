@@ -159,3 +159,19 @@ fn the_readme_names_every_setting_and_no_other() {
         assert!(names.contains(&name), "README names a setting there is not: {name}");
     }
 }
+
+#[test]
+fn the_readmes_layout_names_every_part_and_no_other() {
+    let readme = fs::read_to_string(root().join("README.md")).unwrap();
+    let layout = readme.split("\n## Layout").nth(1).unwrap().split("```").nth(1).unwrap();
+    let words: Vec<_> = layout.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').collect();
+    for entry in fs::read_dir(root().join("src")).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_stem().unwrap().to_str().unwrap();
+        assert!(name == "lib" || words.contains(&name), "the layout lacks {name}");
+    }
+    for line in layout.lines().filter(|line| line.starts_with("  ")) {
+        let name = line.split_whitespace().next().unwrap();
+        assert!(root().join("src").join(format!("{name}.rs")).exists(), "there is no {name}");
+    }
+}
