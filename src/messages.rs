@@ -165,39 +165,60 @@ impl Outlet {
         }
     }
 
-    /// Hands over the whole batch, or gives it back unless there is room for all of it. One that
-    /// holds more messages than there is room at all goes part by part. Says how many went.
+    /// Hands over the whole batch if there is room for it, or else its first messages, as many as
+    /// there is room for, copied out. Says how many went, and gives back what is left.
     pub(crate) fn offer(&mut self, mut batch: Box<Buffer>) -> (usize, Option<Box<Buffer>>) {
         let count = batch.entries.len();
-        let limit = usize::try_from(self.room.usable.messages).unwrap_or(usize::MAX);
         if self.room.is_closed() {
             self.recycle(batch);
             return (count, None);
         }
-        if count > limit {
-            let mut part = batch.entries.split_off(limit);
-            std::mem::swap(&mut part, &mut batch.entries);
-            let stamp = batch.received_at;
-            let mut bytes = batch.bytes.clone();
-            let mut first = self.batch(&mut bytes, (batch.conn, batch.epoch, batch.role), stamp);
-            first.entries.append(&mut part);
-            return match self.offer(first) {
-                (sent, None) => (sent, Some(batch)),
-                (_, Some(mut first)) => {
-                    first.entries.append(&mut batch.entries);
-                    std::mem::swap(&mut first.entries, &mut batch.entries);
-                    self.recycle(first);
-                    (0, Some(batch))
-                }
-            };
-        }
         let messages = u32::try_from(count).unwrap_or(u32::MAX);
         let charge = self.take_room(messages, messages, units(&batch));
-        if charge.messages < messages {
-            return (0, Some(batch));
+        if charge.messages == messages {
+            self.pass_on(batch, charge);
+            return (count, None);
         }
-        self.pass_on(batch, charge);
-        (count, None)
+        let mut sent = 0;
+        while let Some(went) = self.offer_part(&batch, sent) {
+            sent += went;
+        }
+        if sent == count {
+            self.recycle(batch);
+            return (count, None);
+        }
+        batch.entries.drain(..sent);
+        (sent, Some(batch))
+    }
+
+    /// Hands over a few of the messages from `first` on; how many, if any.
+    fn offer_part(&mut self, batch: &Buffer, first: usize) -> Option<usize> {
+        let (mut bytes, mut entries) = (Vec::new(), Vec::new());
+        for entry in batch.entries.get(first..)?.iter().take(self.free()) {
+            let text = batch.bytes.get(entry.start..entry.end).unwrap_or_default();
+            if !entries.is_empty() && bytes.len().saturating_add(text.len()) > SMALL_BYTES {
+                break;
+            }
+            let start = bytes.len();
+            bytes.extend_from_slice(text);
+            entries.push(Entry { start, end: bytes.len(), ..*entry });
+        }
+        if entries.is_empty() {
+            return None;
+        }
+        let of = (batch.conn, batch.epoch, batch.role);
+        let mut part = self.batch(&mut bytes, of, batch.received_at);
+        part.entries.append(&mut entries);
+        let messages = u32::try_from(part.entries.len()).unwrap_or(u32::MAX);
+        let charge = self.take_room(1, messages, units(&part));
+        let granted = usize::try_from(charge.messages).unwrap_or(usize::MAX);
+        if granted == 0 {
+            self.recycle(part);
+            return None;
+        }
+        part.entries.truncate(granted);
+        self.pass_on(part, charge);
+        Some(granted)
     }
 
     /// Hands over the batch's first messages, as many as there is room for, and leaves the others

@@ -179,6 +179,32 @@ fn whatever_its_size_a_batch_fits_when_nothing_waits() {
 }
 
 #[test]
+fn a_batch_goes_in_part_where_others_leave_no_room_for_all_of_it() {
+    let (_handoff, mut outlet, mut messages) = handoff(4, 1 << 20);
+    let others = fill(&mut outlet, 3);
+    assert_eq!(outlet.offer(others).0, 3);
+    let mut batch = fill(&mut outlet, 7);
+    batch.bytes.copy_from_slice(b"abcdefg");
+    // As one put together from fragments lies: behind those that came after it.
+    batch.entries.swap(0, 6);
+    let mut left = Some(batch);
+    let mut parts = Vec::new();
+    let mut got = String::new();
+    while let Some(batch) = left.take() {
+        assert!(parts.len() < 9, "{parts:?}");
+        let (sent, rest) = outlet.offer(batch);
+        (left, _) = (rest, parts.push(sent));
+        outlet.flush();
+        while let Ok(message) = messages.try_recv() {
+            got.push_str(std::str::from_utf8(&message.data).unwrap());
+        }
+    }
+    assert_eq!(got, "mmmgbcdefa");
+    assert_eq!(parts.iter().sum::<usize>(), 7);
+    assert_eq!(parts[0], 1, "the one place there was: {parts:?}");
+}
+
+#[test]
 fn a_lent_batch_goes_back_when_the_next_is_asked_for() {
     let (_handoff, mut outlet, mut messages) = handoff(5, 1 << 20);
     let mut rest = Vec::new();

@@ -64,12 +64,23 @@ impl<T: Transport> Shard<T> {
     /// Takes over what shards before it could not tell, for the next message of each connection.
     pub(crate) fn owing(mut self, untold: &[Untold]) -> Self {
         for untold in untold {
-            let index = self.index(untold.conn_id);
-            let Some(slot) = index.and_then(|index| self.slots.get_mut(index)) else { continue };
-            slot.owed = slot.owed.saturating_add(untold.messages);
-            slot.epoch = slot.epoch.max(untold.epoch);
+            let Some(index) = self.index(untold.conn_id) else { continue };
+            self.owe(index, untold.messages);
+            if let Some(slot) = self.slots.get_mut(index) {
+                slot.epoch = slot.epoch.max(untold.epoch);
+            }
         }
         self
+    }
+
+    /// Lost, and for the connection's next message to tell, or its pair's.
+    pub(super) fn owe(&mut self, index: usize, messages: u64) {
+        if let Some((arbiter, _)) = self.pairs.of(index) {
+            return arbiter.take_back(false, messages);
+        }
+        if let Some(slot) = self.slots.get_mut(index) {
+            slot.owed = slot.owed.saturating_add(messages);
+        }
     }
 
     /// What was lost and could not be told before the end.

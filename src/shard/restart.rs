@@ -1,7 +1,8 @@
 //! How a shard goes on after a panic of its own: nothing that lived here can be trusted, so every
 //! connection is closed and told to be lost, what was in hand or kept counts as lost, and the rest
 //! is as new. What it cleans up may be what is broken, so each piece is guarded by itself. One that
-//! only fails again is given up. A handler's panic is not its business.
+//! only fails again is given up. A batch given to the outlet counts as handed over. A handler's
+//! panic is not its business.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
@@ -96,9 +97,9 @@ impl<T: Transport> Shard<T> {
             let (entries, at) = (&batch.entries, batch.received_at);
             shard.pairs.dropped(index, link, entries, at, &shard.counters);
         });
-        if let (false, Some(slot)) = (told, self.slots.get_mut(index)) {
+        if !told {
             let debts = batch.entries.iter().map(|entry| entry.mark().debt());
-            slot.owed = debts.fold(slot.owed, u64::saturating_add);
+            self.owe(index, debts.fold(0, u64::saturating_add));
         }
     }
 
@@ -108,11 +109,12 @@ impl<T: Transport> Shard<T> {
         self.guarded(|shard| shard.drop_kept(index));
         let untold = self.live(index).map_or(0, |link| link.sequences.untold());
         let told = self.guarded(|shard| shard.lose(index, cause()));
+        if !told {
+            let owed = self.slots.get(index).map_or(0, |slot| slot.owed);
+            self.owe(index, untold.saturating_sub(owed));
+        }
         let Some(slot) = self.slots.get_mut(index) else { return };
         (slot.queued, slot.kept) = (false, None);
-        if !told {
-            slot.owed = slot.owed.max(untold);
-        }
         // Taken over or lost just when it happened: the conductor still believes in it.
         if std::mem::take(&mut slot.up) {
             let (conn, epoch, heard) = (slot.conn, slot.epoch, false);

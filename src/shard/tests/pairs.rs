@@ -121,3 +121,18 @@ fn a_line_that_waits_behind_the_other_does_not_give_up_on_it() {
     assert!(told.iter().all(|m| m.gap_size == 0), "{told:?}");
     assert_eq!(world.counters.arbitration.late.total(), 0);
 }
+
+#[test]
+fn what_shards_before_could_not_tell_the_pair_tells_whichever_line_is_first() {
+    for [first, second] in [[A, B], [B, A]] {
+        let mut world = World::pair(100, OverflowPolicy::default());
+        let (conn_id, epoch, sid, messages) = (A, Epoch::new(3), None, 5);
+        world.shard = world.shard.owing(&[Untold { conn_id, epoch, sid, messages }]);
+        let one = world.adopt(first, 4, Vec::new(), 0.0);
+        let two = world.adopt(second, 4, Vec::new(), 0.0);
+        world.give(first, &one, vec![trades([(1, 1)])], 1.0);
+        world.give(second, &two, vec![trades([(1, 1), (2, 2)])], 1.0);
+        let gaps: Vec<_> = world.received().iter().map(|m| (m.continuity, m.gap_size)).collect();
+        assert_eq!(gaps, [(Continuity::First, 5), (Continuity::Next, 0)]);
+    }
+}
