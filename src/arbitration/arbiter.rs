@@ -67,8 +67,11 @@ impl Arbiter {
         }
     }
 
-    /// As new but for what is owed: nothing of the lines is known any more.
-    pub(crate) fn renew(&mut self) {
+    /// As new but for what is owed: nothing of the lines is known any more, and no hole of theirs
+    /// will be filled.
+    pub(crate) fn renew(&mut self, counters: &ArbitrationCounters) {
+        let lost = self.coverage.finish();
+        self.lose(lost, counters);
         *self = Self { owed: self.owed, ..Self::new(self.role, self.settings) };
     }
 

@@ -55,8 +55,9 @@ impl Pairs {
     }
 
     /// Nothing that lived here can be trusted.
-    pub(super) fn renew(&mut self) {
-        self.arbiters.iter_mut().flatten().for_each(|arbiter| arbiter.renew());
+    pub(super) fn renew(&mut self, counters: &ShardCounters) {
+        let counters = &counters.arbitration;
+        self.arbiters.iter_mut().flatten().for_each(|arbiter| arbiter.renew(counters));
     }
 
     /// A turn begins; the one before it began at `judged`.

@@ -63,7 +63,7 @@ impl<T: Transport> Shard<T> {
             self.write_off(index);
         }
         // Only now: while the lines end, the pair tells what neither of them brought.
-        self.pairs.renew();
+        self.pairs.renew(&self.counters);
         for gauge in [&self.counters.connections, &self.counters.silent, &self.counters.lagging] {
             gauge.set(0);
         }
