@@ -13,7 +13,7 @@ use super::coverage::Coverage;
 use super::identity::Identities;
 use super::window::{Copy, Manner, Spot, Window};
 use crate::batch::{Buffer, Continuity, Entry};
-use crate::ids::Role;
+use crate::ids::{Role, Seq};
 use crate::lines::{ArbitrationCounters, Line};
 
 /// How long a second copy is known as one, unless there are too many to remember.
@@ -49,8 +49,10 @@ pub(crate) struct Arbiter {
     owed: u64,
     /// The next message is the first of the stream.
     begins: bool,
-    /// When each line last brought anything.
+    /// When each line had last brought all that had come.
     heard: [Option<Instant>; 2],
+    /// The highest number of each line's subscription.
+    high: [u64; 2],
 }
 
 impl Arbiter {
@@ -64,6 +66,7 @@ impl Arbiter {
             owed: 0,
             begins: true,
             heard: [None; 2],
+            high: [0; 2],
         }
     }
 
@@ -158,7 +161,7 @@ impl Arbiter {
             Copy::First => {
                 own.inspect(|own| own.first.add(1));
                 let late = match entry.seq {
-                    Some(_) if old => !self.coverage.fill(line),
+                    Some(seq) if old => !self.coverage.fill(line, self.behind(line, seq)),
                     Some(_) => self.coverage.is_late(line),
                     None => false,
                 };
@@ -200,9 +203,18 @@ impl Arbiter {
             self.lose(lost, counters);
             self.up(line, counters);
         }
+        if let (Some(high), Some(seq), false) = (self.high.get_mut(line.index()), entry.seq, old) {
+            *high = seq.number();
+        }
         let (spot, lost) = self.coverage.pass(line, entry.gap_size, !old, now);
         self.lose(lost, counters);
         spot
+    }
+
+    /// How far a number lies behind the highest of its line.
+    fn behind(&self, line: Line, seq: Seq) -> u64 {
+        let high = self.high.get(line.index()).copied().unwrap_or(0);
+        high.saturating_sub(seq.number())
     }
 
     /// What a message that goes on has to tell.

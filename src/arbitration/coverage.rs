@@ -17,6 +17,11 @@ use crate::timer::after;
 
 /// Numbers of a pair begin here, so that a line's may begin before them.
 const ORIGIN: u64 = 1 << 62;
+/// Numbers left free where nobody is there to compare with: a line that is found out later may
+/// have been further on.
+const ROOM: u64 = 1 << 32;
+/// Absences of one line that are remembered, for a line so far behind that it comes to them yet.
+const ABSENCES_MAX: usize = 8;
 /// Holes of one line that wait; beyond that the oldest waits no longer.
 const HOLES_MAX: usize = 1_024;
 /// Slots a line may miss at once and catch up on. Only nonsense says more; what is beyond is lost
@@ -56,6 +61,8 @@ struct Track {
     base: Option<u64>,
     /// The last number of the pair that this line has passed, in whatever stint.
     reach: u64,
+    /// What of that it was not there for, oldest first.
+    absences: VecDeque<(u64, u64)>,
     /// By the pair's numbers; not yet told and not yet filled.
     holes: VecDeque<Hole>,
     /// The same by slots, until `base` is known.
@@ -200,7 +207,7 @@ impl Coverage {
                 let number = base.wrapping_add(first.slot);
                 (number, own.place(number.wrapping_sub(own.slot), other))
             }
-            (Some(base), None) if other.live => {
+            (Some(base), None) => {
                 let number = base.wrapping_add(own.slot);
                 (number, other.place(number.wrapping_sub(first.slot), own))
             }
@@ -211,24 +218,24 @@ impl Coverage {
                 }
                 (number, 0)
             }
-            (_, None) => return 0,
+            (None, None) => return 0,
         };
         self.common = self.common.max(number);
         lost
     }
 
-    /// A line brought with an old number what it had missed: its newest hole is one smaller. False
-    /// when there is none that waits.
-    pub(super) fn fill(&mut self, line: Line) -> bool {
+    /// A line brought with an old number, so far behind its last, what it had missed: a hole is one
+    /// smaller, its newest if none lies there (replies take numbers, too). False when there is none
+    /// that waits.
+    pub(super) fn fill(&mut self, line: Line, behind: u64) -> bool {
         let (own, _) = self.track(line);
+        let place = own.base.unwrap_or(0).wrapping_add(own.slot).wrapping_sub(behind);
         let holes = if own.base.is_some() { &mut own.holes } else { &mut own.unplaced };
-        let Some(hole) = holes.back_mut() else { return false };
-        if hole.first >= hole.last {
-            holes.pop_back();
-        } else {
-            hole.last -= 1;
+        if cut(holes, place, place) > 0 {
+            return true;
         }
-        true
+        let Some(last) = holes.back().map(|hole| hole.last) else { return false };
+        cut(holes, last, last) > 0
     }
 
     /// Whether what this line brings now was told to be lost: the other has passed it, and no hole
@@ -300,15 +307,30 @@ impl Track {
     fn place(&mut self, base: u64, other: &mut Self) -> u64 {
         self.base = Some(base);
         self.place_holes();
-        let lost = other.cut(self.reach.saturating_add(1), base);
-        self.advance();
+        let lost = cut(&mut other.holes, self.reach.saturating_add(1), base);
+        self.miss(base);
         lost
     }
 
     /// Nobody to compare with: numbers go on from the last there was.
     fn begin(&mut self, other: &Self) {
-        self.base = Some(self.reach.max(other.reach).max(ORIGIN));
+        let base = self.reach.max(other.reach).saturating_add(ROOM).max(ORIGIN);
+        self.base = Some(base);
         self.place_holes();
+        self.miss(base);
+    }
+
+    /// It was not there for what came between its last number and this one.
+    fn miss(&mut self, base: u64) {
+        if self.reach < base {
+            let first = self.reach.saturating_add(1);
+            let before = self.absences.pop_back_if(|before| before.1 == self.reach);
+            self.absences.push_back((before.map_or(first, |before| before.0), base));
+            if self.absences.len() > ABSENCES_MAX {
+                self.absences.pop_front();
+            }
+        }
+        self.advance();
     }
 
     fn place_holes(&mut self) {
@@ -338,31 +360,35 @@ impl Track {
     /// What of a hole of the other line this one did not bring either.
     fn lacks(&mut self, hole: Hole) -> u64 {
         let beyond = hole.last.saturating_sub(self.reach.max(hole.first.saturating_sub(1)));
-        self.cut(hole.first, hole.last).saturating_add(beyond)
+        let absent = |&(first, last): &(u64, u64)| {
+            hole.overlap(first, last).map_or(0, |(first, last)| (last - first).saturating_add(1))
+        };
+        let absent = self.absences.iter().map(absent).fold(beyond, u64::saturating_add);
+        cut(&mut self.holes, hole.first, hole.last).saturating_add(absent)
     }
+}
 
-    /// Takes a range out of this line's holes, and says how much of it lay there.
-    fn cut(&mut self, first: u64, last: u64) -> u64 {
-        let mut overlap: u64 = 0;
-        let mut index = 0;
-        while let Some(&hole) = self.holes.get(index) {
-            let Some((from, to)) = hole.overlap(first, last) else {
-                index += 1;
-                continue;
-            };
-            overlap = (to - from).saturating_add(1).saturating_add(overlap);
-            self.holes.remove(index);
-            if hole.first < from {
-                self.holes.insert(index, Hole { last: from - 1, ..hole });
-                index += 1;
-            }
-            if to < hole.last {
-                self.holes.insert(index, Hole { first: to + 1, ..hole });
-                index += 1;
-            }
+/// Takes a range out of holes, and says how much of it lay there.
+fn cut(holes: &mut VecDeque<Hole>, first: u64, last: u64) -> u64 {
+    let mut overlap: u64 = 0;
+    let mut index = 0;
+    while let Some(&hole) = holes.get(index) {
+        let Some((from, to)) = hole.overlap(first, last) else {
+            index += 1;
+            continue;
+        };
+        overlap = (to - from).saturating_add(1).saturating_add(overlap);
+        holes.remove(index);
+        if hole.first < from {
+            holes.insert(index, Hole { last: from - 1, ..hole });
+            index += 1;
         }
-        overlap
+        if to < hole.last {
+            holes.insert(index, Hole { first: to + 1, ..hole });
+            index += 1;
+        }
     }
+    overlap
 }
 
 #[cfg(test)]

@@ -186,13 +186,81 @@ fn lines_that_change_places_make_no_gap() {
 }
 
 #[test]
+fn holes_from_before_the_other_line_was_there_are_lost() {
+    let mut pair = Pair::new();
+    // A was there first and has nothing; B lacks its second, and A begins with B's third.
+    pair.first(Line::B, 0);
+    let three = pair.first(Line::B, 1);
+    assert_eq!(pair.second(Line::A, 0, three), 1);
+    assert_eq!(pair.coverage.finish(), 0);
+}
+
+#[test]
+fn what_a_line_brought_in_an_earlier_stint_is_not_what_the_other_lacks_now() {
+    let mut coverage = Coverage::new(WINDOW);
+    let start = crate::clock::now();
+    coverage.up(Line::B);
+    for _ in 0..5 {
+        coverage.pass(Line::B, 0, true, start);
+    }
+    coverage.down(Line::B);
+    coverage.up(Line::B);
+    coverage.up(Line::A);
+    let mut pair = Pair { coverage, start };
+    // A brings one, three and four, and B begins with four.
+    pair.first(Line::A, 0);
+    pair.first(Line::A, 1);
+    let four = pair.first(Line::A, 0);
+    assert_eq!(pair.second(Line::B, 0, four), 1);
+}
+
+#[test]
+fn holes_a_line_comes_to_after_the_other_was_away_are_lost() {
+    let mut pair = Pair::new();
+    pair.meet();
+    // A is away for the next three and back for the fourth, before B brings any of them.
+    pair.coverage.down(Line::A);
+    assert_eq!(pair.coverage.up(Line::A), 0);
+    let five = pair.first(Line::A, 0);
+    let six = pair.first(Line::A, 0);
+    pair.first(Line::B, 0);
+    // B lacks the third.
+    pair.first(Line::B, 1);
+    assert_eq!(pair.second(Line::B, 0, five), 1);
+    assert_eq!(pair.second(Line::B, 0, six), 0);
+}
+
+#[test]
+fn a_line_that_went_before_the_other_came_so_far_still_tells_what_it_brought() {
+    let mut pair = Pair::new();
+    let spots: Vec<_> = (0..4).map(|_| pair.first(Line::B, 0)).collect();
+    assert_eq!(pair.coverage.down(Line::B), 0);
+    // A is behind, and lacks two of those.
+    assert_eq!(pair.second(Line::A, 0, spots[0]), 0);
+    assert_eq!(pair.second(Line::A, 2, spots[3]), 0);
+    pair.first(Line::A, 1);
+    assert_eq!(pair.coverage.settle(None), 1, "which B did not bring");
+}
+
+#[test]
+fn an_old_number_fills_the_hole_it_came_from() {
+    let mut pair = Pair::new();
+    pair.meet();
+    // Two and three are missing on A; two comes late, and B lacks three.
+    let four = pair.first(Line::A, 2);
+    assert!(pair.coverage.fill(Line::A, 2));
+    pair.first(Line::B, 0);
+    assert_eq!(pair.second(Line::B, 1, four), 1);
+}
+
+#[test]
 fn what_came_late_by_its_own_line_makes_the_hole_smaller() {
     let mut pair = Pair::new();
     pair.meet();
     pair.first(Line::A, 2);
-    assert!(pair.coverage.fill(Line::A));
+    assert!(pair.coverage.fill(Line::A, 1));
     assert_eq!(pair.coverage.settle(Some(pair.at(500))), 1);
-    assert!(!pair.coverage.fill(Line::A), "nothing waits any more");
+    assert!(!pair.coverage.fill(Line::A, 2), "nothing waits any more");
 }
 
 #[test]
@@ -230,7 +298,7 @@ fn f6_a_hole_as_wide_as_numbers_go_is_lost_and_runs_over_nothing() {
         let at = pair.start;
         let (_, lost) = pair.coverage.pass(Line::A, missing, true, at);
         assert_eq!(lost, missing - MISSING_MAX, "what nobody can catch up on");
-        assert!(pair.coverage.fill(Line::A), "one came late");
+        assert!(pair.coverage.fill(Line::A, 1), "one came late");
         let rest = pair.coverage.finish();
         assert_eq!(rest, MISSING_MAX - 1, "neither brought it");
     }
