@@ -67,6 +67,7 @@ impl Held {
         outlet: &mut Outlet,
         counters: &ShardCounters,
         untold: &mut Vec<Untold>,
+        debt: impl Fn(Mark) -> u64,
     ) {
         match self {
             Self::Nothing => {}
@@ -76,8 +77,10 @@ impl Held {
                     conn_id: message.conn_id,
                     epoch: message.epoch,
                     sid: message.sid,
-                    messages:
-                        Mark { continuity: message.continuity, gap_size: message.gap_size }.debt(),
+                    messages: debt(Mark {
+                        continuity: message.continuity,
+                        gap_size: message.gap_size,
+                    }),
                 }));
             }
             Self::ForHost(batch) => {
@@ -89,7 +92,7 @@ impl Held {
                     conn_id,
                     epoch,
                     sid: entry.sid,
-                    messages: entry.mark().debt(),
+                    messages: debt(entry.mark()),
                 }));
             }
         }

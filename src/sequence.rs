@@ -68,6 +68,11 @@ impl Mark {
         };
         self.gap_size.saturating_add(itself)
     }
+
+    /// The same of a first copy between two lines: with an old number, too, it was news.
+    pub(crate) fn first_copy_debt(&self) -> u64 {
+        self.gap_size.saturating_add(1)
+    }
 }
 
 impl State {

@@ -231,7 +231,7 @@ impl Arbiter {
     /// Messages that were to go on found no room.
     pub(crate) fn give_back(&mut self, entries: &[Entry]) {
         for entry in entries {
-            self.take_back(entry.continuity == Continuity::First, entry.mark().debt());
+            self.take_back(entry.continuity == Continuity::First, entry.mark().first_copy_debt());
         }
     }
 

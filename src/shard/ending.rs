@@ -7,6 +7,7 @@ use super::{Shard, Slot, State};
 use crate::error::Cause;
 use crate::held::Held;
 use crate::mailbox::{Report, Untold};
+use crate::sequence::Mark;
 use crate::timer::after;
 use crate::transport::Transport;
 
@@ -94,8 +95,10 @@ impl<T: Transport> Shard<T> {
     }
 
     fn abandon_held(&mut self, index: usize) {
+        let arbitrated = self.pairs.of(index).is_some();
+        let debt = |mark: Mark| if arbitrated { mark.first_copy_debt() } else { mark.debt() };
         let Some(slot) = self.slots.get_mut(index) else { return };
         let held = std::mem::replace(&mut slot.held, Held::Nothing);
-        held.abandon(&mut self.outlet, &self.counters, &mut self.untold);
+        held.abandon(&mut self.outlet, &self.counters, &mut self.untold, debt);
     }
 }

@@ -337,6 +337,34 @@ fn repeated_numbers_are_dropped_and_a_late_one_fills_its_hole() {
 }
 
 #[test]
+fn what_comes_with_an_old_number_and_finds_no_room_is_lost_all_the_same() {
+    let mut pair = Pair::new(Role::Trade);
+    pair.send(1, NONE);
+    pair.read_all();
+    (2..=3).for_each(|says| pair.send(says, [says == 2, says == 2]));
+    pair.wires[0].on_way.push_back(Frame::Data(2, 2));
+    pair.read(Line::A, 9, 1);
+    assert_eq!(pair.delivered, [1, 3]);
+    pair.send(4, NONE);
+    pair.read_all();
+    assert_eq!((pair.told, pair.counters.missed_by_both.total()), (1, 0));
+}
+
+#[test]
+fn what_is_forgotten_of_the_lines_is_lost_first() {
+    let mut pair = Pair::new(Role::Trade);
+    pair.send(1, NONE);
+    pair.read_all();
+    pair.send(2, ON_A);
+    pair.send(3, NONE);
+    pair.read(Line::A, 9, 1);
+    // Three found no room, and of two B will not bring any more.
+    pair.arbiter.renew(&pair.counters);
+    assert_eq!(pair.finish(), 2);
+    assert_eq!(pair.counters.missed_by_both.total(), 1);
+}
+
+#[test]
 fn what_has_no_identity_goes_on_as_it_is() {
     let mut pair = Pair::new(Role::Trade);
     let mut batch = Buffer::empty(ShardId::new(0), 0);
