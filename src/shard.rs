@@ -14,6 +14,7 @@ use crossbeam_utils::CachePadded;
 
 use crate::arbitration::ArbiterSettings;
 use crate::batch::{Batch, Buffer, Entry, RawMessage};
+use crate::clock::Stamp;
 use crate::conflate::{Conflated, Limits};
 use crate::delivery::{Delivery, Inline, Panicked};
 use crate::error::Cause;
@@ -293,7 +294,8 @@ impl<T: Transport> Shard<T> {
             Ok(Received::Some { at, .. }) => at,
             _ => self.transport.stamp(),
         };
-        let verdict = if fresh { self.digest(index, at) } else { Ok(()) };
+        let is_drained = !matches!(received, Ok(Received::Some { more: true, .. }));
+        let verdict = if fresh { self.digest(index, at, is_drained) } else { Ok(()) };
         let (mut again, mut ending) = (false, None);
         match (verdict, received) {
             (Err(cause), _) | (Ok(()), Err(cause)) => ending = Some(cause),
@@ -308,8 +310,9 @@ impl<T: Transport> Shard<T> {
         again
     }
 
-    /// Digests the plaintext in scratch into one batch and hands it over.
-    fn digest(&mut self, index: usize, stamp: crate::clock::Stamp) -> Result<(), Cause> {
+    /// Digests the plaintext in scratch into one batch and hands it over; `is_drained` if the
+    /// socket had no more.
+    fn digest(&mut self, index: usize, stamp: Stamp, is_drained: bool) -> Result<(), Cause> {
         let is_other_held = self.is_other_held(index);
         let Some((_, link)) = self.slots.get_mut(index).and_then(|slot| slot.live.as_mut()) else {
             return Ok(());
@@ -319,7 +322,7 @@ impl<T: Transport> Shard<T> {
         let batch = self.outlet.batch(plain, (link.conn, link.epoch, link.role), stamp);
         let batch = in_hand.insert(batch);
         let verdict = link.digest(batch, notes, counters);
-        self.pairs.judge(index, batch, is_other_held, counters);
+        self.pairs.judge(index, batch, (is_other_held, is_drained), counters);
         let lapse = link.lapses.due();
         let inline = self.inline.as_mut().filter(|_| link.role != Role::Lifecycle);
         if let (Some(inline), count @ 1..) = (inline, widen(batch.entries.len())) {

@@ -35,6 +35,8 @@ pub(crate) struct Look {
     /// All sockets have been looked at since: nothing that has waited until then waits on. None
     /// while the other line may not be read.
     pub(crate) judged: Option<Instant>,
+    /// Nothing of the line's waits in its socket.
+    pub(crate) is_drained: bool,
 }
 
 /// One pair.
@@ -122,7 +124,7 @@ impl Arbiter {
         counters: &ArbitrationCounters,
     ) {
         let now = batch.received_at.mono;
-        counters.cut_short.add(self.forget(line, now));
+        counters.cut_short.add(self.forget(line, now, look));
         let Buffer { bytes, entries, .. } = batch;
         entries.retain_mut(|entry| {
             let text = bytes.get(entry.start..entry.end).unwrap_or_default();
@@ -259,14 +261,14 @@ impl Arbiter {
     }
 
     /// Forgets what both lines have had time enough to bring. A line that was not read for a while
-    /// has not had it, so what counts is when it last brought something before now.
-    fn forget(&mut self, line: Line, now: Instant) -> u64 {
+    /// has not had it, so what counts is when it last had nothing more to bring before now.
+    fn forget(&mut self, line: Line, now: Instant, look: Look) -> u64 {
         let [a, b] = self.heard;
         let since = match (a, b) {
             (Some(a), Some(b)) => Some(a.min(b)),
             (None, heard) | (heard, None) => heard,
         };
-        if let Some(heard) = self.heard.get_mut(line.index()) {
+        if let Some(heard) = self.heard.get_mut(line.index()).filter(|_| look.is_drained) {
             *heard = Some(now);
         }
         let since = since.and_then(|since| since.checked_sub(REMEMBERED));

@@ -65,18 +65,19 @@ impl Pairs {
         self.judged = Some(judged);
     }
 
-    /// Takes second copies out of a batch; `is_held` if its other line may not be read now.
+    /// Takes second copies out of a batch; `is_held` if its other line may not be read now,
+    /// `is_drained` if nothing of this one waits in its socket.
     #[inline]
     pub(super) fn judge(
         &mut self,
         index: usize,
         batch: &mut Buffer,
-        is_held: bool,
+        (is_held, is_drained): (bool, bool),
         counters: &ShardCounters,
     ) {
         let judged = self.judged.filter(|_| !is_held);
         if let Some((arbiter, line)) = self.of(index) {
-            arbiter.judge(line, batch, Look { judged }, &counters.arbitration);
+            arbiter.judge(line, batch, Look { judged, is_drained }, &counters.arbitration);
         }
     }
 

@@ -147,7 +147,8 @@ impl Pair {
         if batch.entries.is_empty() {
             return;
         }
-        let look = Look { judged: (!self.held).then_some(self.now) };
+        let judged = (!self.held).then_some(self.now);
+        let look = Look { judged, is_drained: self.wires[line.index()].on_way.is_empty() };
         self.arbiter.judge(line, &mut batch, look, &self.counters);
         let kept = batch.entries.len().saturating_sub(drops);
         self.arbiter.give_back(&batch.entries.split_off(kept));
@@ -379,7 +380,12 @@ fn what_has_no_identity_goes_on_as_it_is() {
         suspect: false,
     };
     batch.entries.extend([entry, entry]);
-    pair.arbiter.judge(Line::A, &mut batch, Look { judged: None }, &pair.counters);
+    pair.arbiter.judge(
+        Line::A,
+        &mut batch,
+        Look { judged: None, is_drained: true },
+        &pair.counters,
+    );
     assert_eq!(batch.entries.len(), 2);
 }
 
@@ -408,8 +414,16 @@ fn time_forgets_only_what_both_lines_could_have_brought() {
     pair.send(3, NONE);
     pair.read_all();
     assert_eq!(pair.delivered, [1, 2, 3]);
+    // And again, with more than one look takes in.
+    (4..=5).for_each(|says| pair.send(says, NONE));
+    pair.read(Line::A, 9, 0);
+    pair.later(60_000);
+    pair.send(6, NONE);
+    pair.read(Line::A, 9, 0);
+    (0..3).for_each(|_| pair.read(Line::B, 1, 0));
+    assert_eq!(pair.delivered, [1, 2, 3, 4, 5, 6]);
     pair.later(11_000);
-    (4..=5).for_each(|says| {
+    (7..=8).for_each(|says| {
         pair.send(says, NONE);
         pair.read_all();
     });
