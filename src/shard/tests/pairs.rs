@@ -8,13 +8,17 @@ use crate::overflow::Overflow;
 const A: ConnId = ConnId::new(1);
 const B: ConnId = ConnId::new(2);
 
-fn trades(messages: impl IntoIterator<Item = (u64, u64)>) -> Chunk {
+fn texts_of(messages: impl IntoIterator<Item = (u64, u64)>) -> Vec<u8> {
     let trade = |(seq, id)| {
         text(&format!(
             r#"{{"type":"trade","sid":1,"seq":{seq},"msg":{{"trade_id":"t-{id}","x":1}}}}"#
         ))
     };
-    Chunk::Bytes(messages.into_iter().flat_map(trade).collect())
+    messages.into_iter().flat_map(trade).collect()
+}
+
+fn trades(messages: impl IntoIterator<Item = (u64, u64)>) -> Chunk {
+    Chunk::Bytes(texts_of(messages))
 }
 
 fn ids(messages: &[RawMessage]) -> Vec<u64> {
@@ -135,4 +139,49 @@ fn what_shards_before_could_not_tell_the_pair_tells_whichever_line_is_first() {
         let gaps: Vec<_> = world.received().iter().map(|m| (m.continuity, m.gap_size)).collect();
         assert_eq!(gaps, [(Continuity::First, 5), (Continuity::Next, 0)]);
     }
+}
+
+#[test]
+fn g5_a_shard_that_fails_tells_what_neither_line_of_its_pairs_brought() {
+    let (mut world, a, b) = pair(3, Overflow::DropNewest);
+    world.give(A, &a, vec![trades([(1, 1)])], 1.0);
+    world.give(B, &b, vec![trades([(1, 1), (2, 2)])], 1.0);
+    // A lacks three and four, B may bring them yet; six finds no room.
+    world.give(A, &a, vec![trades([(2, 2), (5, 5), (6, 6)])], 1.1);
+    b.chunks.send(Chunk::Bytes(texts_of([(3, 3)]))).unwrap();
+    a.chunks.send(Chunk::Panics).unwrap();
+    for conn in [B, A] {
+        let token = world.shard.index(conn).unwrap();
+        world.ready.send(Ready { token, read_closed: false }).unwrap();
+    }
+    world.survive(1.2);
+    assert_eq!(ids(&world.received()), [1, 2, 5]);
+    let a = world.adopt(A, 2, Vec::new(), 2.0);
+    let b = world.adopt(B, 2, Vec::new(), 2.0);
+    world.give(B, &b, vec![trades([(1, 8)])], 2.1);
+    world.give(A, &a, vec![trades([(1, 8), (2, 9)])], 2.1);
+    let told = world.received();
+    assert_eq!(ids(&told), [8, 9], "each once");
+    assert_eq!((told[0].continuity, told[0].gap_size), (Continuity::First, 3));
+    assert_eq!((told[1].continuity, told[1].gap_size), (Continuity::Next, 0));
+    let untold = stopped(world);
+    assert_eq!(untold, 0);
+}
+
+#[test]
+fn what_is_held_back_at_a_stop_is_told_with_old_numbers_and_new() {
+    let (mut world, a, b) = pair(2, Overflow::Backpressure);
+    world.give(A, &a, vec![trades([(1, 1), (2, 2)])], 1.0);
+    world.give(B, &b, vec![trades([(1, 1), (2, 2)])], 1.0);
+    world.give(A, &a, vec![trades([(4, 4), (3, 3)])], 1.1);
+    assert!(world.shard.holds(A));
+    assert_eq!(stopped(world), 2);
+}
+
+/// Stops it, and says what could not be told.
+fn stopped(mut world: World) -> u64 {
+    world.orders.send(Order::Stop { until: world.start + Duration::from_secs(9) }).unwrap();
+    world.settle(8.0);
+    world.settle(9.1);
+    world.untold()
 }
