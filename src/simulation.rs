@@ -8,14 +8,17 @@
 
 mod books;
 mod clock;
+mod drawn;
 mod engine;
 mod exchange;
 mod faults;
+mod feed;
 mod host;
 mod invariants;
 mod ledger;
 mod mishap;
 mod network;
+mod pairs;
 pub(crate) mod peer;
 mod rows;
 mod seeds;

@@ -20,14 +20,12 @@ use crate::delivery::Delivery;
 use crate::dialect::Dialect;
 use crate::endpoint::Endpoint;
 use crate::event::Event;
-use crate::gap::GapPolicy;
 use crate::ids::{ShardId, Ticker};
 use crate::link::LinkSettings;
 use crate::mailbox::{
     Control, Inputs, Mailbox, Order, Report, dial_queue_size, order_queue_size, report_queue_size,
 };
 use crate::messages::{Handoff, Messages};
-use crate::overflow::{Overflow, OverflowPolicy};
 use crate::pool::PoolLayout;
 use crate::pulse::PulseSettings;
 use crate::registry::{ChannelRegistry, RegistryHost};
@@ -398,25 +396,4 @@ fn conductor_parts(
         stop_requested: Arc::default(),
         started: bounded(1).0,
     }
-}
-
-/// Whatever finds no room: dropped, or held back, by role.
-pub(super) fn overflow(random: &mut fastrand::Rng) -> OverflowPolicy {
-    let mut draw = || if random.bool() { Overflow::DropNewest } else { Overflow::Backpressure };
-    let mut policy = OverflowPolicy::default();
-    (policy.ticker, policy.trade, policy.orderbook) = (draw(), draw(), draw());
-    policy
-}
-
-/// Whether tickers are conflated: drawn apart from all else, so that the other stories are what
-/// they were.
-pub(super) fn conflates(seed: u64) -> bool {
-    fastrand::Rng::with_seed(seed ^ 0xC0F).u8(0..3) == 0
-}
-
-/// What is done about gaps: drawn apart from all else, so that the stories of seeds without a
-/// policy are what they were.
-pub(super) fn gap_policy(seed: u64) -> GapPolicy {
-    let policies = [GapPolicy::Flag, GapPolicy::Resnapshot, GapPolicy::Resubscribe];
-    policies[fastrand::Rng::with_seed(seed ^ 0x6A9).usize(0..policies.len())]
 }

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use tungstenite::handshake::derive_accept_key;
 
 use super::faults::Fault;
+use super::feed::Feed;
 use super::ledger::{Ledger, Slip};
 use super::network::{Event, Network, Part};
 use super::peer::{Fate, Peer};
@@ -45,6 +46,13 @@ pub(super) struct Session {
     pub(super) goodbye: bool,
 }
 
+impl Session {
+    /// The last number of a subscription that was used up.
+    pub(super) fn last_number(&self, sid: u64) -> Option<u64> {
+        self.seqs.get(&sid).copied()
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct Exchange {
     pub(super) sessions: Vec<Session>,
@@ -62,7 +70,9 @@ pub(super) struct Exchange {
     pub(super) muted: BTreeSet<usize>,
     /// Markets that were added and had no book.
     pub(super) bookless: BTreeSet<String>,
-    numbered: u64,
+    /// What comes on both lines of pairs, if any.
+    pub(super) feed: Option<Feed>,
+    pub(super) numbered: u64,
 }
 
 impl Exchange {
@@ -78,6 +88,7 @@ impl Exchange {
             pongs: true,
             muted: BTreeSet::new(),
             bookless: BTreeSet::new(),
+            feed: None,
             numbered: 0,
         }
     }
@@ -100,7 +111,7 @@ impl Exchange {
         &mut self.sessions[link]
     }
 
-    fn is_open(&self, link: usize) -> bool {
+    pub(super) fn is_open(&self, link: usize) -> bool {
         self.sessions.get(link).is_some_and(|session| session.phase == Phase::Open)
     }
 
@@ -432,7 +443,8 @@ impl Exchange {
                 break;
             }
             // It was told to be over: nothing more comes of it, though its number is taken.
-            if self.ledger.is_over(link, sid) {
+            let fed = self.feed.as_ref().is_some_and(|feed| feed.brings(&channel));
+            if self.ledger.is_over(link, sid) || fed {
                 continue;
             }
             for _ in 0..network.faults.below(self.burst + 1) {
@@ -466,9 +478,21 @@ impl Exchange {
         let msg = format!(
             "{{\"market_ticker\":\"{market}\",\"n\":{number},\"x\":\"{more}\",\"ts_ms\":{ts_ms}}}"
         );
+        self.bring(link, sid, (kind, &id, &msg), false, network);
+    }
+
+    /// One message comes on a line, or is lost there and its number used up.
+    pub(super) fn bring(
+        &mut self,
+        link: usize,
+        sid: u64,
+        (kind, id, msg): (&str, &str, &str),
+        lost: bool,
+        network: &mut Network,
+    ) {
         if kind == "ticker" {
             let text = format!("{{\"type\":\"ticker\",\"sid\":{sid},\"msg\":{msg}}}\n");
-            if network.faults.strikes(Fault::Withheld) {
+            if lost || network.faults.strikes(Fault::Withheld) {
                 self.ledger.totals.undetectable += 1;
                 return;
             }
@@ -477,7 +501,7 @@ impl Exchange {
         let seq = self.number(link, sid);
         let text =
             format!("{{\"type\":\"{kind}\",{id}\"sid\":{sid},\"seq\":{seq},\"msg\":{msg}}}\n");
-        if network.faults.strikes(Fault::Withheld) {
+        if lost || network.faults.strikes(Fault::Withheld) {
             return;
         }
         let text = text.into_bytes();
@@ -531,6 +555,6 @@ impl Exchange {
     }
 }
 
-fn millis(duration: Duration) -> u64 {
+pub(super) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap()
 }

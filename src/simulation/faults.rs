@@ -129,6 +129,16 @@ faults! {
     /// A bug of the engine's amid a shard's turn, with a read or a takeover. Rare, and drawn apart:
     /// see `World::drawn`.
     ShardFails = 0;
+    /// A message is lost on one line of a pair. This and what follows is drawn apart, too.
+    LineLoses = 0;
+    /// … on both.
+    PairLoses = 0;
+    /// One line stands still for seconds.
+    LineStalls = 0;
+    /// One line of a pair is cut.
+    LineCut = 0;
+    /// Both are.
+    PairCut = 0;
 }
 
 /// The faults of one seed.

@@ -1,11 +1,13 @@
 //! The host's side: one consumer of messages and the registry's ear, each fast, slow or asleep.
-//! What they take goes to the ledger.
+//! What they take goes to the ledger,
+//! or to the oracle of pairs.
 
 use std::time::Duration;
 
 use super::books::Suspects;
 use super::exchange::Exchange;
 use super::network::Network;
+use super::pairs::Pairs;
 use crate::batch::RawMessage;
 use crate::messages::Messages;
 use crate::registry::RegistryHost;
@@ -14,6 +16,7 @@ use crate::registry::RegistryHost;
 pub(super) struct Host {
     messages: Messages,
     registry: RegistryHost,
+    pub(super) pairs: Pairs,
     pub(super) suspects: Suspects,
     /// Taken at a time, and the time between.
     pub(super) batch: usize,
@@ -29,6 +32,7 @@ impl Host {
         Self {
             messages,
             registry,
+            pairs: Pairs::default(),
             suspects,
             batch: usize::MAX,
             interval: Duration::from_micros(100),
@@ -52,7 +56,7 @@ impl Host {
         {
             taken += 1;
             self.look_at(&message, exchange)?;
-            enter(&message, exchange, network)?;
+            enter(&message, &mut self.pairs, exchange, network)?;
         }
         Ok(taken)
     }
@@ -73,7 +77,7 @@ impl Host {
         network: &mut Network,
     ) -> Result<(), String> {
         while let Ok(message) = self.registry.lifecycle().try_recv() {
-            enter(&message, exchange, network)?;
+            enter(&message, &mut self.pairs, exchange, network)?;
         }
         Ok(())
     }
@@ -81,6 +85,7 @@ impl Host {
 
 fn enter(
     message: &RawMessage,
+    pairs: &mut Pairs,
     exchange: &mut Exchange,
     network: &mut Network,
 ) -> Result<(), String> {
@@ -91,7 +96,14 @@ fn enter(
         .trace
         .note(now, format_args!("took {conn_id}/{epoch} #{number} {continuity:?} gap {gap_size}"));
     let sockets = &network.sockets;
-    exchange.ledger.delivered(message, |link| sockets[link].read).map_err(|problem| {
+    let read = |link: usize| sockets[link].read;
+    let verdict = match &exchange.feed {
+        Some(feed) if pairs.judges(*conn_id) => {
+            pairs.delivered(message, (feed, &exchange.ledger), read)
+        }
+        _ => exchange.ledger.delivered(message, read),
+    };
+    verdict.map_err(|problem| {
         let text = String::from_utf8_lossy(&message.data);
         format!("I6: {conn_id}/{epoch} {continuity:?} gap {gap_size}: {problem}: {text}")
     })

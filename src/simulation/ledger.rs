@@ -172,7 +172,9 @@ impl Ledger {
                 && account.class(&slip) == class
                 && (class == Class::Fresh
                     || owed() == message.gap_size
-                    || account.over.contains(&slip.sid))
+                    || account.over.contains(&slip.sid)
+                    // Nothing of its sid came yet: it may tell what earlier ones owe.
+                    || (owed() < message.gap_size && !account.begun.contains(&slip.sid)))
             {
                 return self.take(link, &slip, message);
             }
@@ -225,7 +227,7 @@ impl Ledger {
         }
         match told.checked_sub(owed) {
             Some(0) => Ok(()),
-            Some(more) if is_first || restarted => {
+            Some(more) if is_first || restarted || !account.begun.contains(&slip.sid) => {
                 let old = |&(epoch, sid): &(Epoch, u64)| {
                     let ended = account.over.contains(&sid) || account.ended.contains(&sid);
                     epoch < message.epoch || ended
@@ -275,6 +277,23 @@ impl Ledger {
     /// What a place still owes.
     pub(super) fn owed(&self, conn: ConnId) -> u64 {
         self.debts.get(&conn).map_or(0, |debt| debt.owed.values().sum())
+    }
+
+    /// What was put on the message's socket and is that.
+    pub(super) fn find(&self, message: &RawMessage) -> Option<(usize, &Slip)> {
+        let link = *self.links.get(&(message.conn_id, message.epoch))?;
+        let same = |slip: &&Slip| slip.data.as_deref() == Some(&message.data[..]);
+        self.slips(link).find(same).map(|slip| (link, slip))
+    }
+
+    /// What of a socket is not accounted for yet; of lines that are judged by content, all.
+    pub(super) fn slips(&self, link: usize) -> impl Iterator<Item = &Slip> {
+        self.accounts.get(link).into_iter().flat_map(|account| &account.slips)
+    }
+
+    /// Which connection a socket was of, if it ever came to one.
+    pub(super) fn conn(&self, link: usize) -> Option<ConnId> {
+        self.accounts.get(link)?.place.map(|(conn, _)| conn)
     }
 
     /// Sockets the ledger knows.

@@ -56,6 +56,8 @@ pub(super) enum Event {
     Sends {
         link: usize,
     },
+    /// Its turn, on both lines of pairs.
+    Feeds,
     Pings {
         link: usize,
     },
@@ -86,6 +88,8 @@ pub(super) struct Socket {
     /// Bytes that came to our end, and bytes the engine read.
     pub(super) arrived: u64,
     pub(super) read: u64,
+    /// How many by when.
+    pub(super) read_by: Vec<(Duration, u64)>,
     /// Reads since this was last set to none.
     reads: usize,
     /// How it ended, once that is known at our end.
@@ -98,7 +102,7 @@ pub(super) struct Socket {
     /// Nothing passes any more.
     pub(super) severed: bool,
     /// Nothing passes in either direction before what was sent last.
-    last_to_us: Duration,
+    pub(super) last_to_us: Duration,
     last_to_peer: Duration,
     /// When something last came to our end.
     pub(super) heard: Duration,
@@ -219,6 +223,18 @@ impl Network {
         self.agenda.add(at, Event::Arrives { link, part });
     }
 
+    /// When so many bytes of it had been read.
+    pub(super) fn read_at(&self, link: usize, bytes: u64) -> Option<Duration> {
+        let reads = &self.sockets[link].read_by;
+        reads.get(reads.partition_point(|(_, read)| *read < bytes)).map(|(at, _)| *at)
+    }
+
+    /// Nothing that is sent from now on arrives before so long.
+    pub(super) fn stall(&mut self, link: usize, by: Duration) {
+        let socket = &mut self.sockets[link];
+        socket.last_to_us = socket.last_to_us.max(self.clock.now + by);
+    }
+
     /// Something comes to our end.
     pub(super) fn arrived(&mut self, link: usize, part: Part) {
         let now = self.clock.now;
@@ -313,6 +329,7 @@ impl Transport for SimNet {
             inbox: Vec::new(),
             arrived: 0,
             read: 0,
+            read_by: Vec::new(),
             reads: 0,
             ending: None,
             open: true,
@@ -382,6 +399,7 @@ impl Transport for SimNet {
         plain.extend_from_slice(&socket.inbox[..count]);
         socket.inbox.drain(..count);
         socket.read += crate::ids::widen(count);
+        socket.read_by.push((network.clock.now, socket.read));
         Ok(Received::Some { more: count == most, at })
     }
 

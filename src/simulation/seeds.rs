@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::faults::Fault;
 use super::ledger::Totals;
+use super::pairs::PairTotals;
 use super::world::World;
 
 /// Seeds of every run.
@@ -23,6 +24,7 @@ struct Story {
     totals: Totals,
     faults: Vec<u64>,
     stale: u64,
+    paired: PairTotals,
     /// Messages called suspect, and books that ended it.
     suspects: (u64, u64),
 }
@@ -73,6 +75,7 @@ fn run(seed: u64) -> Result<Story, String> {
         took: network.now(),
         totals: world.exchange.ledger.totals,
         faults: network.faults.counts.clone(),
+        paired: world.paired,
         stale: world.watch.stale,
         suspects: (world.host.suspects.marked, world.host.suspects.mended),
     })
@@ -104,12 +107,14 @@ fn any_seed_keeps_the_invariants() {
     let seeds = seeds();
     let mut faults = vec![0; Fault::ALL.len()];
     let (mut totals, mut steps, mut time) = (Totals::default(), 0, Duration::ZERO);
+    let mut paired = PairTotals::default();
     let (mut failed, mut stale, mut suspects) = (Vec::new(), 0, (0, 0));
     for &seed in &seeds {
         match run(seed) {
             Ok(story) => {
                 faults.iter_mut().zip(&story.faults).for_each(|(sum, count)| *sum += count);
                 totals.add(&story.totals);
+                paired.add(&story.paired);
                 stale += story.stale;
                 suspects = (suspects.0 + story.suspects.0, suspects.1 + story.suspects.1);
                 (steps, time) = (steps + story.steps, time + story.took);
@@ -127,12 +132,14 @@ fn any_seed_keeps_the_invariants() {
         time.as_secs_f64() / 3_600.0
     );
     println!("{totals:?}, {stale} outcomes of an epoch that was over");
+    println!("{paired:?}");
     println!("{} messages of suspect books, {} books mended", suspects.0, suspects.1);
     for (fault, count) in Fault::ALL.iter().zip(&faults) {
         println!("{count:>8} {fault:?}");
     }
     assert!(failed.is_empty(), "{} of {} seeds failed: {failed:#x?}", failed.len(), seeds.len());
     assert!(seeds.len() < 100 || faults.iter().all(|&count| count > 0), "a fault never struck");
+    assert!(seeds.len() < 100 || paired.filled.min(paired.lost) > 0, "{paired:?}");
     assert!(seeds.len() < 100 || suspects.0.min(suspects.1) > 0, "no book was ever suspect");
 }
 

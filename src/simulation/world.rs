@@ -7,19 +7,18 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::books::Suspects;
-use super::engine::{CONDUCTOR, Engine, SHARDS, Settings, conflates, gap_policy, overflow};
+use super::engine::{CONDUCTOR, Engine, SHARDS, Settings};
 use super::exchange::{Exchange, Phase};
 use super::faults::{Fault, Faults};
 use super::host::Host;
 use super::invariants::Watch;
 use super::network::{CONNECTOR, Event, Network};
+use super::pairs::PairTotals;
 use crate::dialect::Dialect;
 use crate::error::Cause;
 use crate::event::Event as Told;
 use crate::ids::{ConnId, Role, widen};
 use crate::mailbox::Control;
-use crate::overflow::Overflow;
-use crate::pool::PoolLayout;
 use crate::registry::{MarketChange, MarketStatus};
 use crate::timer::Next;
 
@@ -54,6 +53,8 @@ pub(super) struct World {
     pub(super) events: Vec<Told>,
     /// Bugs of the engine's that were put there one by one.
     pub(super) bugs: u64,
+    /// What became of what pairs brought.
+    pub(super) paired: PairTotals,
     /// How far apart a seed's mishaps are, at most, in milliseconds.
     pub(super) mishaps_ms: u64,
 }
@@ -87,41 +88,9 @@ impl World {
             dropped: (0, Duration::ZERO),
             events: Vec::new(),
             bugs: 0,
+            paired: PairTotals::default(),
             mishaps_ms: 1_500,
         }
-    }
-
-    /// Everything about it drawn from one number.
-    pub(super) fn drawn(seed: u64) -> Self {
-        let mut random = fastrand::Rng::with_seed(seed);
-        let pool = PoolLayout::new(1, 1, 1, random.u16(1..=5));
-        let shards = random.usize(1..=3);
-        let mut settings = Settings::short(pool, shards, random.u64(..));
-        let config = &mut settings.config;
-        config.overflow = overflow(&mut random);
-        if conflates(seed) {
-            config.overflow.ticker = Overflow::ConflateByMarket;
-        }
-        config.turn_budget = random.usize(1..=3);
-        config.message_buffer = [8, 40, 400][random.usize(0..3)];
-        config.migrate_after = random.bool().then(|| Duration::from_secs(3));
-        config.silent_reconnect = random.u8(0..4) == 0;
-        config.dialect = [Dialect::Live, Dialect::Live, Dialect::Legacy][random.usize(0..3)];
-        config.gap_policy = gap_policy(seed);
-        config.recovery_rate = [2, 20, 10_000][random.clone().usize(0..3)];
-        let markets = random.u16(1..=pool.orderbook * 8);
-        let mut world = Self::new(settings, Faults::drawn(random.fork()), markets);
-        world.network.borrow_mut().read_bytes = [64, 300, 4_096][random.usize(0..3)];
-        world.exchange.burst = random.usize(1..=6);
-        world.exchange.interval = Duration::from_millis(random.u64(100..1_500));
-        world.mishaps_ms = random.u64(200..3_000);
-        let mut apart = fastrand::Rng::with_seed(seed ^ 0x5AFE);
-        if apart.u8(0..6) == 0 {
-            world.engine.forgiving = true;
-            world.network.borrow_mut().faults.set(Fault::ShardFails, apart.u32(1..=6));
-        }
-        world.network.borrow_mut().later(Duration::from_millis(700), Event::Mishap);
-        world
     }
 
     pub(super) fn now(&self) -> Duration {
@@ -368,6 +337,7 @@ impl World {
             event,
             Event::Reaches { .. }
                 | Event::Sends { .. }
+                | Event::Feeds
                 | Event::Pings { .. }
                 | Event::Carries { .. }
                 | Event::Finishes { .. }
@@ -384,6 +354,7 @@ impl World {
             Event::Resolved { ok } => network.resolved(ok),
             Event::Reaches { link, part } => exchange.reached(link, part, network),
             Event::Sends { link } => exchange.stream(link, network),
+            Event::Feeds => exchange.feed(network),
             Event::Pings { link } => exchange.ping(link, network),
             Event::Replies { link } => exchange.reply_late(link, network),
             Event::Carries { link } | Event::Finishes { link } => {
@@ -497,6 +468,9 @@ impl World {
             if session.phase != Phase::Open || self.network.borrow().sockets[*link].severed {
                 return Err(format!("I3: {conn} ({role}) is open at one end only"));
             }
+            if self.network.borrow().sockets[*link].last_to_us > self.now() + LOOK * 4 {
+                return Err(format!("I3: {conn} ({role}) stands still"));
+            }
             let asked = session.pinged.is_some_and(|since| since + LOOK * 4 < self.now());
             if asked {
                 return Err(format!("I3: {conn} ({role}) owes an answer to a ping"));
@@ -569,6 +543,9 @@ impl World {
         self.host.look(usize::MAX, &mut self.exchange, network)?;
         self.host.listen(&mut self.exchange, network)?;
         for link in 0..self.exchange.ledger.links() {
+            if self.exchange.ledger.conn(link).is_some_and(|conn| self.host.pairs.judges(conn)) {
+                continue;
+            }
             let read = network.sockets[link].read;
             self.exchange.ledger.finish(link, read);
         }
@@ -579,7 +556,11 @@ impl World {
     fn check_untold(&mut self) -> Result<(), String> {
         let shards = std::mem::take(&mut self.engine.shards);
         let untold: Vec<_> = shards.into_iter().flat_map(|shard| shard.into_untold()).collect();
+        self.close_pairs(&untold)?;
         for (conn, role) in self.settings.pool.iter() {
+            if self.host.pairs.judges(conn) {
+                continue;
+            }
             let of_conn = untold.iter().filter(|untold| untold.conn_id == conn);
             let told: u64 = of_conn.map(|untold| untold.messages).sum();
             let owed = self.exchange.ledger.owed(conn);
