@@ -71,8 +71,11 @@ impl Subscriptions {
                 }
                 member.overdue.push_back(Overdue { flight: flight.clone(), until });
             }
-            // Answered at once it would be repeated at once, again and again.
-            Outcome::Rejected { code } if code.action() == Action::Reconcile => {
+            // Answered at once it would be repeated at once, again and again; how often books are
+            // asked for is bounded anyway, and nothing else need wait for them.
+            Outcome::Rejected { code }
+                if code.action() == Action::Reconcile && !matches!(flight.ask, Ask::Books(_)) =>
+            {
                 member.pace.stalled(now);
             }
             Outcome::Rejected { .. } => {}

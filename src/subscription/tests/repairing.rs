@@ -165,3 +165,33 @@ fn f9_the_rate_holds_over_all_connections() {
     assert_eq!(asked, [4, 4, 4, 0]);
     assert_eq!(suspects(&world), 0);
 }
+
+#[test]
+fn f1_books_that_do_not_come_in_time_hold_nothing_else_back() {
+    let mut world = repairing(GapPolicy::Resnapshot, Dialect::Live);
+    gap(&mut world, 1, 1, &[1]);
+    world.pump();
+    world.named();
+    world.peers[1].take(Fate::Refused(18));
+    world.deliver(1);
+    world.want(10, 0);
+    world.unwant(0);
+    world.pump();
+    let sent = world.named();
+    assert_eq!(count(&sent, "delete_markets"), (1, 1), "at once: {sent:?}");
+    // 18 for ever: rounds end, and the subscription is opened anew now and then.
+    world.clients[1].troubled.extend(1..1_000);
+    let mut asked = 0;
+    for _ in 0..600 {
+        for _ in 0..20 {
+            world.pump();
+            let books = world.peers[1].inbox.front();
+            let books = books.is_some_and(|command| command["params"]["action"] == "get_snapshot");
+            world.peers[1].take(if books { Fate::Refused(18) } else { Fate::Carried });
+            world.deliver(1);
+        }
+        world.pass(1);
+        asked += count(&world.named(), "get_snapshot").0;
+    }
+    assert!((9..600).contains(&asked), "{asked} in ten minutes");
+}
