@@ -193,6 +193,7 @@ impl Subscriptions {
             if let Some(member) = conn.and_then(|conn| self.member(conn)) {
                 member.wanted = if wanted { member.wanted + 1 } else { member.wanted - 1 };
             }
+            self.follow_wish(slot);
         }
         let since = Since { at: self.now, reason: UncoveredReason::NotSubscribed };
         self.follow(slot, lacked, since);

@@ -46,6 +46,23 @@ impl Subscriptions {
         }
     }
 
+    /// A market is wanted no more, or again, while its subscription is over and nobody has
+    /// acknowledged that: what it lacked ends now, or begins now.
+    pub(super) fn follow_wish(&mut self, slot: Slot) {
+        let Some(market) = self.directory.get(slot) else { return };
+        let (conn, wanted, present) =
+            (market.conn(), market.wanted, market.observed == Observed::Present);
+        let member = conn.and_then(|conn| self.members.get_mut(place_of(conn)));
+        let Some(member) = member.filter(|_| present) else { return };
+        let Some(at) = over_at(member, Some(slot)) else { return };
+        if wanted {
+            member.own.over_at.insert(slot, self.now);
+        } else {
+            self.coverage.begin(slot, conn, ended(at));
+            self.coverage.end(slot, conn, self.directory.ticker(slot), self.now);
+        }
+    }
+
     /// Since when a market of this connection, or all of it, is lost that is lost now, and why.
     pub(super) fn loss(&self, conn: Option<ConnId>, slot: Option<Slot>) -> Since {
         let member = conn.and_then(|conn| self.members.get(place_of(conn)));

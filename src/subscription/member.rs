@@ -123,7 +123,8 @@ pub(crate) struct Member {
 pub(crate) struct OwnSids {
     pub(crate) by_market: BTreeMap<Slot, Sid>,
     pub(crate) by_sid: BTreeMap<Sid, Slot>,
-    /// When those of these markets, not ended by us, were over.
+    /// When those of these markets, not ended by us, were over, or since when they are wanted again
+    /// if that was later; the latter in either dialect.
     pub(crate) over_at: BTreeMap<Slot, Instant>,
     /// Subscriptions that belong to no market: to be ended.
     pub(crate) strays: Vec<Sid>,
@@ -211,7 +212,10 @@ impl Member {
     pub(crate) fn opened(&mut self, sid: Sid) {
         let renew = self.over == Some(sid);
         self.line = Line::Open { sid, renew };
-        self.over_at = self.over_at.filter(|_| renew);
+        if !renew {
+            self.over_at = None;
+            self.own.over_at.clear();
+        }
     }
 
     /// Ids are never used twice in an epoch.

@@ -293,6 +293,7 @@ impl Subscriptions {
         self.follow_line(conn);
         if let Some(member) = self.member(conn) {
             member.over_at = None;
+            member.own.over_at.clear();
         }
     }
 

@@ -120,3 +120,48 @@ fn an_end_that_nobody_has_acknowledged_at_the_stop_is_told_then() {
         assert_eq!(told(&mut world), expected, "{dialect:?}");
     }
 }
+
+#[test]
+fn a_market_wanted_no_more_before_the_end_of_its_subscription_is_acknowledged_is_told() {
+    for dialect in [Dialect::Live, Dialect::Legacy] {
+        let mut world = clocked(dialect, 1);
+        assert!(world.peers[1].terminate(false, true, 25));
+        world.deliver(1);
+        world.pass(4);
+        world.unwant(0);
+        world.pass(5);
+        // Wanted again, and once more not: what lies between is nobody's.
+        world.want(0, 0);
+        world.pass(2);
+        world.unwant(0);
+        world.flow();
+        let expected = [(SubscriptionEnded, 1, seconds(2)), (SubscriptionEnded, 1, seconds(4))];
+        assert_eq!(told(&mut world), expected, "{dialect:?}");
+        assert_eq!(world.plan.uncovered_ms(world.now), 6_000);
+    }
+}
+
+#[test]
+fn a_market_wanted_again_before_the_end_of_its_subscription_is_acknowledged_begins_then() {
+    for dialect in [Dialect::Live, Dialect::Legacy] {
+        let mut world = clocked(dialect, 1);
+        assert!(world.peers[1].terminate(false, true, 25));
+        world.deliver(1);
+        world.pass(4);
+        world.unwant(0);
+        world.pass(5);
+        world.want(0, 0);
+        world.pass(1);
+        world.flow();
+        assert_eq!(loads(&world)[0], 1);
+        let expected = [(SubscriptionEnded, 1, seconds(1)), (SubscriptionEnded, 1, seconds(4))];
+        assert_eq!(told(&mut world), expected, "{dialect:?}");
+        // The next end is another.
+        world.pass(7);
+        assert!(world.peers[1].terminate(false, true, 25));
+        world.deliver(1);
+        world.pass(3);
+        world.flow();
+        assert_eq!(told(&mut world), [(SubscriptionEnded, 1, seconds(3))], "{dialect:?}");
+    }
+}
