@@ -124,7 +124,7 @@ pub enum StartError {
         causes: Vec<(ConnId, Cause)>,
     },
     /// The exchange refused a global subscription on every line, so that asking again changes
-    /// nothing, or until the time was up.
+    /// nothing, or until the time was up though enough connections were live.
     #[error("the exchange refused to subscribe {channel} (code {code}); check the dialect and url")]
     GlobalRejected {
         /// The channel's name.

@@ -24,7 +24,9 @@ impl<L> Conductor<L> {
         } else if possible < self.parts.min_healthy {
             Err(StartError::Halted { healthy, causes: self.causes() })
         } else if until <= now {
-            let rejected = self.rejected_global(|_| true);
+            // While other connections are missing, their causes say more than what may pass.
+            let enough = healthy >= self.parts.min_healthy;
+            let rejected = self.rejected_global(|_| true).filter(|_| enough);
             Err(rejected.unwrap_or_else(|| StartError::Timeout { healthy, causes: self.causes() }))
         } else {
             return;

@@ -424,6 +424,23 @@ fn e10_a_global_subscription_refused_in_passing_does_not_end_the_start() {
 }
 
 #[test]
+fn e10_a_refusal_in_passing_does_not_hide_why_connections_are_missing() {
+    let mut world = World::new();
+    world.conductor.parts.min_healthy = 100;
+    let taking = |_, conn: ConnId| match conn.number() {
+        ..=6 => Ok(()),
+        _ => Err(status(503, None)),
+    };
+    world.run(seconds(10), taking);
+    world.end_globals(1, Outcome::Rejected { code: ExchangeCode::TooManyRequests });
+    world.run(seconds(30), taking);
+    let Err(StartError::Timeout { healthy, causes }) = world.started.try_recv().unwrap() else {
+        panic!("of 144 connections nothing is said")
+    };
+    assert_eq!((healthy, causes.len()), (6, 144));
+}
+
+#[test]
 fn an_attempt_the_connector_never_answers_is_given_up_a_second_after_its_time() {
     let mut world = World::new();
     world.conductor.step(world.now);
