@@ -157,12 +157,13 @@ pub(crate) struct Upgrade {
 }
 
 /// What of a request the reader of its answer must know.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct AskedWith {
     /// The answer must prove to have seen it.
     pub(crate) key: String,
-    /// Must not be shown, should the answer repeat it; empty without credentials.
+    /// Must not be shown, should the answer repeat them; empty without credentials.
     pub(crate) key_id: String,
+    pub(crate) signature: String,
 }
 
 impl Upgrade {
@@ -185,7 +186,7 @@ impl Upgrade {
             .map_err(|error| local(&error))?;
         let (mut bytes, key) = tungstenite::handshake::client::generate_request(request)
             .map_err(|error| local(&error))?;
-        let mut asked_with = AskedWith { key, key_id: String::new() };
+        let mut asked_with = AskedWith { key, ..AskedWith::default() };
         if let Some(credentials) = credentials {
             asked_with.key_id = credentials.key_id().to_owned();
             let signature = credentials.sign(unix_ms, &endpoint.path).ok_or_else(|| {
@@ -198,6 +199,7 @@ impl Upgrade {
                 credentials.key_id()
             );
             bytes.extend_from_slice(headers.as_bytes());
+            asked_with.signature = signature;
         }
         Ok(Self { bytes, asked_with })
     }

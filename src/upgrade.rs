@@ -20,6 +20,8 @@ const BODY_BYTES_MAX: usize = 4 << 10;
 const DETAIL_CHARS_MAX: usize = 200;
 /// Nothing meant for people has a word as long. A signature has 344 characters.
 const WORD_CHARS_MAX: usize = 64;
+/// So many characters in a row that the signature has too are no coincidence.
+const SIGNATURE_RUN_CHARS: usize = 8;
 /// A shorter id could be a part of any word; the exchange's have 36 characters.
 const ID_CHARS_MIN: usize = 8;
 /// In the place of what is not shown.
@@ -157,18 +159,28 @@ fn detail(body: &[u8], asked: &AskedWith) -> String {
 }
 
 /// The front of it, on one line. A proxy may repeat the request it refuses: the key's id and the
-/// signature, or a part of it, are taken out.
+/// signature, or a part of it, are taken out, also where it was escaped or wrapped.
 fn shorten(text: &str, asked: &AskedWith) -> String {
     let known = asked.key_id.len() >= ID_CHARS_MIN;
     let text = if known { text.replace(&asked.key_id, WITHHELD) } else { text.to_owned() };
-    let is_of_word = |c: char| c.is_ascii_alphanumeric() || "+/_-%\\".contains(c);
+    let is_of_word = |c: char| c.is_ascii_alphanumeric() || "+/=_-%\\&#;".contains(c);
     let words = text.trim().split_inclusive(|c| !is_of_word(c)).map(|part| {
         let word = part.trim_end_matches(|c| !is_of_word(c));
-        if word.len() > WORD_CHARS_MAX { part.replace(word, WITHHELD) } else { part.to_owned() }
+        let is_secret = word.len() > WORD_CHARS_MAX || is_of_signature(word, &asked.signature);
+        if is_secret { part.replace(word, WITHHELD) } else { part.to_owned() }
     });
-    let printable = words.collect::<String>();
+    // None is empty.
+    let printable = words.take(DETAIL_CHARS_MAX).collect::<String>();
     let printable = printable.chars().map(|c| if c.is_control() { ' ' } else { c });
     printable.take(DETAIL_CHARS_MAX).collect()
+}
+
+fn is_of_signature(word: &str, signature: &str) -> bool {
+    let mut runs = signature.as_bytes().windows(SIGNATURE_RUN_CHARS);
+    let is_in_word = |run: &[u8]| {
+        word.as_bytes().windows(SIGNATURE_RUN_CHARS).any(|other| other.eq_ignore_ascii_case(run))
+    };
+    runs.any(is_in_word)
 }
 
 /// Seconds or a date (RFC 9110, section 10.2.3).
@@ -194,8 +206,16 @@ mod tests {
 
     fn answer(text: &str, ended: bool) -> Answer {
         let wall = SystemTime::UNIX_EPOCH + Duration::from_secs(1_793_534_400);
-        let asked = AskedWith { key: KEY.to_owned(), key_id: KEY_ID.to_owned() };
+        let (key, key_id) = (KEY.to_owned(), KEY_ID.to_owned());
+        let asked = AskedWith { key, key_id, signature: signature() };
         read(text.as_bytes(), &asked, wall, ended)
+    }
+
+    /// 344 characters, as of the exchange's keys.
+    fn signature() -> String {
+        use base64::Engine as _;
+        let mixed = |n: u32| n.wrapping_mul(2_654_435_761).to_be_bytes()[0];
+        base64::engine::general_purpose::STANDARD.encode((0..256).map(mixed).collect::<Vec<_>>())
     }
 
     fn accepted(extra: &str) -> String {
@@ -321,6 +341,37 @@ mod tests {
         assert!(whole(&format!("{chunked}0\r\n\r\n")));
         assert_eq!(answer(&format!("{head} gzip\r\n\r\nsorry"), false), Answer::Endless);
         assert!(whole(&format!("HTTP/1.1 503 No\r\n\r\n{}", "y".repeat(BODY_BYTES_MAX))));
+    }
+
+    #[test]
+    fn b11_a_signature_is_not_shown_however_a_page_escapes_or_wraps_it() {
+        let signature = signature();
+        assert_eq!(signature.len(), 344);
+        assert!(signature.contains('+') && signature.contains('/'));
+        let html = signature.replace('+', "&#43;").replace('/', "&#x2F;").replace('=', "&#61;");
+        let percent = signature.replace('+', "%2B").replace('/', "%2F").replace('=', "%3D");
+        let wrapped = |text: &str, columns: usize, by: &str| {
+            let lines = text.as_bytes().chunks(columns).map(|line| str::from_utf8(line).unwrap());
+            lines.collect::<Vec<_>>().join(by)
+        };
+        let mut echoes = vec![signature.to_lowercase()];
+        for text in [&signature, &html, &percent] {
+            echoes.push(text.clone());
+            for columns in [20, 48, 64, 72, 76] {
+                let by = ["\n", "\r\n  ", "<br>"];
+                echoes.extend(by.map(|by| wrapped(text, columns, by)));
+            }
+        }
+        for echo in echoes {
+            let text = format!("HTTP/1.1 403 No\r\n\r\nyou sent {echo} for /trade-api/ws/v2");
+            let Cause::Upgrade { detail, .. } = cause(answer(&text, true)) else { panic!() };
+            assert!(detail.starts_with("you sent [withheld]"), "{detail}");
+            let shown = detail.replace(WITHHELD, " ").replace("<br>", " ");
+            let words = ["you", "sent", "for", "/trade-api/ws/v2"];
+            let left: usize =
+                shown.split_whitespace().filter(|w| !words.contains(w)).map(str::len).sum();
+            assert!(left < 16, "{left} characters of it: {detail}");
+        }
     }
 
     #[test]

@@ -243,7 +243,7 @@ fn b11_what_was_sent_to_prove_who_we_are_is_not_shown_when_a_refusal_repeats_it(
     let text = format!("HTTP/1.1 403 No\r\nContent-Length: {}\r\n\r\n{echo}", echo.len());
     world.give(&peer, Chunk::Bytes(text.into()), 0.0);
     let Cause::Upgrade { status, detail, .. } = world.cause() else { panic!("no refusal") };
-    let shown = "you sent [withheld] and [withheld]==: /trade-api/ws/v2 is closed";
+    let shown = "you sent [withheld] and [withheld]: /trade-api/ws/v2 is closed";
     assert_eq!((status, detail.as_str()), (403, shown));
 }
 
