@@ -109,18 +109,20 @@ impl Coverage {
             }
             other.advance();
         }
+        lost = own.abandon().saturating_add(lost);
         own.live = true;
         own.stint = own.stint.wrapping_add(1);
         (own.slot, own.base) = (0, None);
         lost
     }
 
-    /// A line is gone; says how many holes of its own that could not be placed are lost with it.
+    /// A line is gone; says how many holes are lost with it, because nobody is left to place them.
     pub(super) fn down(&mut self, line: Line) -> u64 {
-        let (own, _) = self.track(line);
-        // What it brought still tells where the other line is.
+        let (own, other) = self.track(line);
+        // What it brought still tells where the other line is, and where its own holes are: the
+        // other may be behind, and bring them yet.
         own.live = false;
-        own.unplaced.drain(..).fold(0, |sum, hole| hole.size().saturating_add(sum))
+        if other.live { 0 } else { own.abandon().saturating_add(other.abandon()) }
     }
 
     /// Whether any line is there.
@@ -278,7 +280,7 @@ impl Coverage {
             while let Some(hole) = own.holes.pop_front() {
                 lost = other.lacks(hole).saturating_add(lost);
             }
-            lost = own.unplaced.drain(..).fold(lost, |sum, hole| hole.size().saturating_add(sum));
+            lost = own.abandon().saturating_add(lost);
         }
         lost
     }
@@ -340,6 +342,11 @@ impl Track {
             last: base.wrapping_add(hole.last),
             due: hole.due,
         }));
+    }
+
+    /// Holes that nobody will place any more; says how much that was.
+    fn abandon(&mut self) -> u64 {
+        self.unplaced.drain(..).fold(0, |sum, hole| hole.size().saturating_add(sum))
     }
 
     /// The number of a message both lines brought: whoever counted more counted slots that were no

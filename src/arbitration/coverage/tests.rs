@@ -243,6 +243,43 @@ fn a_line_that_went_before_the_other_came_so_far_still_tells_what_it_brought() {
 }
 
 #[test]
+fn a_line_that_went_before_the_other_brought_anything_is_placed_by_it_yet() {
+    let mut pair = Pair::new();
+    // B has one, three and five, and goes; A, behind, has all but the fourth.
+    assert!(!pair.coverage.is_placed(Line::B));
+    let one = pair.first(Line::B, 0);
+    let three = pair.first(Line::B, 1);
+    let five = pair.first(Line::B, 1);
+    assert_eq!(pair.coverage.down(Line::B), 0, "A may bring two and four yet");
+    assert_eq!(pair.second(Line::A, 0, one), 0);
+    pair.first(Line::A, 0);
+    assert_eq!(pair.second(Line::A, 0, three), 0);
+    assert_eq!(pair.second(Line::A, 1, five), 1);
+    assert_eq!(pair.coverage.finish(), 0);
+}
+
+#[test]
+fn what_a_line_that_went_lacked_is_told_where_nobody_can_place_it() {
+    let gone = || {
+        let mut pair = Pair::new();
+        pair.first(Line::B, 0);
+        pair.first(Line::B, 3);
+        assert!(!pair.coverage.is_placed(Line::B));
+        assert_eq!(pair.coverage.down(Line::B), 0);
+        pair
+    };
+    let mut pair = gone();
+    assert_eq!(pair.coverage.settle(Some(pair.at(499))), 0);
+    assert_eq!(pair.coverage.settle(Some(pair.at(500))), 3, "the window is over");
+    let mut pair = gone();
+    assert_eq!(pair.coverage.up(Line::B), 3, "it is back, and somewhere else");
+    let mut pair = gone();
+    assert_eq!(pair.coverage.down(Line::A), 3, "nobody is left");
+    let mut pair = gone();
+    assert_eq!(pair.coverage.finish(), 3);
+}
+
+#[test]
 fn an_old_number_fills_the_hole_it_came_from() {
     let mut pair = Pair::new();
     pair.meet();
