@@ -199,18 +199,36 @@ impl Arbiter {
             self.owe(entry.gap_size);
             return Spot { stint: 0, slot: 0, number: 0, at: now };
         }
+        let mut missing = entry.gap_size;
         if entry.continuity == Continuity::First && self.coverage.has_begun(line) {
-            // A new subscription of a line that was there before: what came between it missed.
-            let lost = self.coverage.down(line);
-            self.lose(lost, counters);
-            self.up(line, counters);
+            missing = self.begin_anew(line, entry, now, counters);
         }
         if let (Some(high), Some(seq), false) = (self.high.get_mut(line.index()), entry.seq, old) {
             *high = seq.number();
         }
-        let (spot, lost) = self.coverage.pass(line, entry.gap_size, !old, now);
+        let (spot, lost) = self.coverage.pass(line, missing, !old, now);
         self.lose(lost, counters);
         spot
+    }
+
+    /// A new subscription of a line that was there before: what came between it missed. Says how
+    /// much of what its first message tells is missing in its own count.
+    fn begin_anew(
+        &mut self,
+        line: Line,
+        entry: &Entry,
+        now: Instant,
+        counters: &ArbitrationCounters,
+    ) -> u64 {
+        // No more than that: the rest the one before it could not tell, and lies where that ended.
+        let before = entry.seq.map_or(0, Seq::number).saturating_sub(1);
+        let missing = entry.gap_size.min(before);
+        let left = entry.gap_size.saturating_sub(missing);
+        let (_, lost) = self.coverage.pass(line, left, false, now);
+        let lost = lost.saturating_add(self.coverage.down(line));
+        self.lose(lost, counters);
+        self.up(line, counters);
+        missing
     }
 
     /// How far a number lies behind the highest of its line.

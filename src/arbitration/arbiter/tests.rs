@@ -595,3 +595,5 @@ proptest! {
         check(&steps)?;
     }
 }
+
+mod renewal;
