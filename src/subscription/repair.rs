@@ -84,7 +84,8 @@ impl Subscriptions {
         };
         let directory = &self.directory;
         let touched = slots.into_iter().filter(|&slot| {
-            let adding = |market: &Market| market.asked == Some(Change::Add);
+            // One that is overdue may have been added without our knowing.
+            let adding = |m: &Market| m.asked == Some(Change::Add) || m.overdue > 0;
             directory.get(slot).is_some_and(|m| m.observed != Observed::Absent || adding(m))
         });
         let (new, begins) = member.repair.gap(gaps.last, touched, gaps.since, now);

@@ -76,6 +76,37 @@ fn markets_that_leave_are_suspect_no_more_and_those_that_are_being_added_are() {
 }
 
 #[test]
+fn f1_a_market_that_may_have_been_added_unknown_to_us_is_suspect_too() {
+    let gap_policy = GapPolicy::Resnapshot;
+    let mut world = World::new(SubscriptionSettings { gap_policy, ..settings(Dialect::Live) });
+    world.up(1);
+    (0..2).for_each(|number| world.want(number, 0));
+    world.pump();
+    world.peers[1].take(Fate::Slow);
+    world.pass(6);
+    // It is asked for, and not there; then these go first.
+    (2..6).for_each(|number| world.want(number, 9));
+    for _ in ["the list", "the four"] {
+        world.pump();
+        world.peers[1].take(Fate::Carried);
+        world.deliver(1);
+    }
+    assert_eq!(loads(&world)[0], 4);
+    // The two are there a moment later, and their books come, and then a gap.
+    world.peers[1].finish();
+    assert_eq!(gap(&mut world, 1, 1, &[1]), 6);
+    world.flow();
+    assert_eq!(books(&mut world, 1, 2..6), (4, 2));
+    world.named();
+    world.pass(1);
+    world.flow();
+    assert_eq!(count(&world.named(), "get_snapshot"), (1, 2));
+    assert_eq!(books(&mut world, 1, 0..2), (2, 0));
+    world.quiesce();
+    world.check_settled();
+}
+
+#[test]
 fn f1_a_subscription_is_opened_anew_as_the_policy_has_it() {
     let mut world = repairing(GapPolicy::Resubscribe, Dialect::Live);
     gap(&mut world, 1, 1, &[1]);
