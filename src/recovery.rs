@@ -20,6 +20,8 @@ pub(crate) const ROUNDS_MAX: u32 = 4;
 /// Time between a round that left something and the next: the first, and the longest.
 const PAUSE: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_secs(30);
+/// So long until those that cannot be asked for now are looked at again.
+const LEFT_ALONE: Duration = Duration::from_millis(200);
 /// After so long with nothing suspect, pauses start from the beginning.
 const CALM: Duration = Duration::from_secs(1);
 
@@ -196,7 +198,11 @@ impl<K: Ord + Copy> Recovery<K> {
             end = Some(key);
         }
         if list.is_empty() {
-            self.end_round(now);
+            match self.phase {
+                Phase::Round { .. } => self.end_round(now),
+                // Nothing was asked in vain: what becomes suspect meanwhile must not wait for it.
+                _ => self.phase = Phase::Due { at: after(now, LEFT_ALONE) },
+            }
             return None;
         }
         self.phase = Phase::Round { past: end };

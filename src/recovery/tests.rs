@@ -105,6 +105,27 @@ impl Books {
 }
 
 #[test]
+fn one_that_cannot_be_asked_for_keeps_no_other_waiting() {
+    let mut books = Books::new(GapPolicy::Resnapshot);
+    let but_the_first = |key| if key == 1 { Pick::Skip } else { Pick::Take };
+    let ask = |books: &mut Books| {
+        books.recovery.next(GapPolicy::Resnapshot, PATIENCE, books.now, but_the_first)
+    };
+    books.gap([1]);
+    // The command that adds it has no answer for long.
+    for _ in 0..2_000 {
+        assert_eq!(ask(&mut books), None);
+        books.now += Duration::from_millis(10);
+    }
+    books.gap([1, 2, 3]);
+    let waited = (0..100).find(|_| {
+        books.now += Duration::from_millis(10);
+        ask(&mut books) == Some(Act::Ask(vec![2, 3]))
+    });
+    assert!(waited.is_some_and(|waited| waited <= 20), "{waited:?}");
+}
+
+#[test]
 fn f1_a_gap_asks_once_for_each_book_list_by_list() {
     let mut books = Books::new(GapPolicy::Resnapshot);
     assert_eq!(books.next(4), None);
