@@ -386,14 +386,11 @@ impl Outcome {
                 self.roster.refusal()
             ));
         }
-        if let Some(cut) = self.cut.filter(|cut| !cut.is_whole()) {
-            let dropped = match self.last.messages_dropped {
-                0 => String::new(),
-                count => format!(" ({count} messages were dropped here for want of room)"),
-            };
+        let lost = self.last.messages_dropped.saturating_add(self.last.messages_missed);
+        if let Some(cut) = self.cut.filter(|cut| !cut.is_whole(lost)) {
             wrong.push(format!(
                 "of {} connections to cut {} were cut and {} came back, {} of {} markets had a new \
-                 snapshot{dropped}",
+                 snapshot, and {lost} messages were lost",
                 cut.requested, cut.cut, cut.live_again, cut.snapshots, cut.markets
             ));
         }
