@@ -198,10 +198,11 @@ impl<K: Ord + Copy> Recovery<K> {
             end = Some(key);
         }
         if list.is_empty() {
-            match self.phase {
-                Phase::Round { .. } => self.end_round(now),
+            if self.suspects.keys().all(|&key| pick(key) == Pick::Skip) {
                 // Nothing was asked in vain: what becomes suspect meanwhile must not wait for it.
-                _ => self.phase = Phase::Due { at: after(now, LEFT_ALONE) },
+                self.phase = Phase::Due { at: after(now, LEFT_ALONE) };
+            } else {
+                self.end_round(now);
             }
             return None;
         }

@@ -430,7 +430,16 @@ impl Subscriptions {
             && let Some(overdue) = member.overdue.pop_front()
         {
             self.unpin(&overdue.flight.markets);
-            overdue.flight.markets.iter().for_each(|&slot| self.file(slot));
+            for &slot in &overdue.flight.markets {
+                self.file(slot);
+                // It is not there after all, and no gap was about it.
+                let absent = |m: &&Market| {
+                    m.overdue == 0 && m.observed == Observed::Absent && m.asked.is_none()
+                };
+                if self.directory.get(slot).filter(absent).is_some() {
+                    self.excuse(conn, slot);
+                }
+            }
         }
     }
 

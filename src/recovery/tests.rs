@@ -105,6 +105,25 @@ impl Books {
 }
 
 #[test]
+fn rounds_that_bring_all_that_could_be_asked_for_are_not_in_vain() {
+    let mut books = Books::new(GapPolicy::Resnapshot);
+    let but_the_first = |key| if key == 1 { Pick::Skip } else { Pick::Take };
+    for _ in 0..40 {
+        books.gap([1, 2]);
+        let waited = (0..100).find(|_| {
+            books.now += Duration::from_millis(10);
+            let act = books.recovery.next(books.policy, PATIENCE, books.now, but_the_first);
+            assert!(matches!(act, None | Some(Act::Ask(_))), "{act:?}");
+            act.is_some()
+        });
+        assert!(waited.is_some_and(|waited| waited <= 20), "{waited:?}");
+        assert!(books.sound(2));
+        let act = books.recovery.next(books.policy, PATIENCE, books.now, but_the_first);
+        assert_eq!(act, None);
+    }
+}
+
+#[test]
 fn one_that_cannot_be_asked_for_keeps_no_other_waiting() {
     let mut books = Books::new(GapPolicy::Resnapshot);
     let but_the_first = |key| if key == 1 { Pick::Skip } else { Pick::Take };

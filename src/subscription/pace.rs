@@ -12,6 +12,8 @@ const TROUBLE_OVER: Duration = Duration::from_secs(120);
 /// Time between commands once the exchange says they are too many: the first, and the longest.
 const SPACING: Duration = Duration::from_millis(100);
 const SPACING_MAX: Duration = Duration::from_secs(10);
+/// Doublings until then.
+const STALLS_MAX: u32 = 7;
 /// Below this, it is as good as none.
 const SPACING_MIN: Duration = Duration::from_millis(10);
 
@@ -123,10 +125,10 @@ impl Pace {
     /// The exchange did not finish a command in time: a short pause, longer if it goes on so. What
     /// is said during the pause is of commands from before it.
     pub(crate) fn stalled(&mut self, now: Instant) {
-        if self.held_until(now).is_none() {
-            let pause = SPACING.saturating_mul(2u32.saturating_pow(self.stalls.min(10)));
+        if self.hold.is_none_or(|hold| hold <= now) {
+            let pause = SPACING.saturating_mul(2u32.saturating_pow(self.stalls));
             self.wait(now, pause.min(SPACING_MAX));
-            self.stalls = self.stalls.saturating_add(1);
+            self.stalls = self.stalls.saturating_add(1).min(STALLS_MAX);
         }
     }
 
@@ -187,6 +189,24 @@ mod tests {
         pace.sent(now);
         pace.trouble_once(now);
         assert_eq!(held(&pace, now), Duration::from_secs(2));
+    }
+
+    #[test]
+    fn an_18_is_backed_off_from_though_commands_are_spaced_and_no_more_than_can_be_made_good() {
+        let mut pace = Pace::new(500);
+        let mut now = crate::clock::now();
+        pace.too_fast(now);
+        for round in 0..100 {
+            now = pace.held_until(now).unwrap_or(now);
+            pace.sent(now);
+            pace.stalled(now);
+            let pause = SPACING.saturating_mul(2u32.saturating_pow(round)).min(SPACING_MAX);
+            assert_eq!(held(&pace, now), pause);
+        }
+        (0..STALLS_MAX).for_each(|_| pace.moved_on());
+        now += SPACING_MAX;
+        pace.stalled(now);
+        assert_eq!(held(&pace, now), SPACING);
     }
 
     #[test]

@@ -55,7 +55,7 @@ impl Subscriptions {
             }
             Outcome::Ok => {
                 member.pace.went_well();
-                if flight.ask != Ask::List {
+                if !matches!(flight.ask, Ask::List | Ask::Books(_)) {
                     member.pace.moved_on();
                 }
                 member.refused = None;

@@ -75,8 +75,8 @@ fn markets_that_leave_are_suspect_no_more_and_those_that_are_being_added_are() {
     assert_eq!((totals.started, totals.completed), (1, 0), "cut short");
 }
 
-#[test]
-fn f1_a_market_that_may_have_been_added_unknown_to_us_is_suspect_too() {
+/// Four markets with the exchange, and two that an overdue command may add yet.
+fn two_overdue() -> World {
     let gap_policy = GapPolicy::Resnapshot;
     let mut world = World::new(SubscriptionSettings { gap_policy, ..settings(Dialect::Live) });
     world.up(1);
@@ -92,6 +92,12 @@ fn f1_a_market_that_may_have_been_added_unknown_to_us_is_suspect_too() {
         world.deliver(1);
     }
     assert_eq!(loads(&world)[0], 4);
+    world
+}
+
+#[test]
+fn f1_a_market_that_may_have_been_added_unknown_to_us_is_suspect_too() {
+    let mut world = two_overdue();
     // The two are there a moment later, and their books come, and then a gap.
     world.peers[1].finish();
     assert_eq!(gap(&mut world, 1, 1, &[1]), 6);
@@ -104,6 +110,14 @@ fn f1_a_market_that_may_have_been_added_unknown_to_us_is_suspect_too() {
     assert_eq!(books(&mut world, 1, 0..2), (2, 0));
     world.quiesce();
     world.check_settled();
+}
+
+#[test]
+fn f1_one_that_can_have_been_added_no_more_is_not_suspect() {
+    let mut world = two_overdue();
+    assert_eq!(gap(&mut world, 1, 1, &[1]), 6);
+    world.plan.tick(world.now + Duration::from_secs(3_600));
+    assert_eq!(suspects(&world), 4);
 }
 
 #[test]
