@@ -286,7 +286,9 @@ impl Arbiter {
             (Some(a), Some(b)) => Some(a.min(b)),
             (None, heard) | (heard, None) => heard,
         };
-        if let Some(heard) = self.heard.get_mut(line.index()).filter(|_| look.is_drained) {
+        if let Some(heard) =
+            self.heard.get_mut(line.index()).filter(|heard| look.is_drained || heard.is_none())
+        {
             *heard = Some(now);
         }
         let since = since.and_then(|since| since.checked_sub(REMEMBERED));

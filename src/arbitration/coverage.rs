@@ -328,8 +328,12 @@ impl Track {
             let first = self.reach.saturating_add(1);
             let before = self.absences.pop_back_if(|before| before.1 == self.reach);
             self.absences.push_back((before.map_or(first, |before| before.0), base));
-            if self.absences.len() > ABSENCES_MAX {
-                self.absences.pop_front();
+            // Two as one, with what lies between them: too much may be told, never too little.
+            if self.absences.len() > ABSENCES_MAX
+                && let Some((first, _)) = self.absences.pop_front()
+                && let Some(next) = self.absences.front_mut()
+            {
+                next.0 = first;
             }
         }
         self.advance();

@@ -340,3 +340,23 @@ fn f6_a_hole_as_wide_as_numbers_go_is_lost_and_runs_over_nothing() {
         assert_eq!(rest, MISSING_MAX - 1, "neither brought it");
     }
 }
+
+#[test]
+fn however_often_a_line_was_away_nothing_of_that_counts_as_brought() {
+    let mut track = Track::default();
+    let due = crate::clock::now();
+    let aways: Vec<_> = (0..3 * ABSENCES_MAX)
+        .map(|_| {
+            // Ten that it brought, then ten that it was not there for.
+            track.reach += 10;
+            let (first, last) = (track.reach + 1, track.reach + 10);
+            track.miss(last);
+            track.reach = last;
+            Hole { first, last, due }
+        })
+        .collect();
+    assert_eq!(track.absences.len(), ABSENCES_MAX);
+    for away in aways {
+        assert_eq!(track.lacks(away), 10);
+    }
+}
