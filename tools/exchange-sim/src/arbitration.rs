@@ -9,7 +9,8 @@ use serde::Serialize;
 use crate::contents::{Content, Contents};
 
 const MOST_FINDINGS: usize = 50;
-/// Of messages that say the same, one that lies so far back is not the one handed over now.
+/// Of messages that say the same and were not all handed over, one that lies so far back is not the
+/// one handed over now.
 const FAR_BACK: usize = 64;
 
 /// A client's account of channels it follows on several lines and hands over once.
@@ -82,15 +83,20 @@ impl Arbitration {
             verdict.blame(1, || "the record of contents is not complete".to_owned());
         }
         let mut places: BTreeMap<u64, VecDeque<usize>> = BTreeMap::new();
-        for (at, content) in sent.iter().enumerate() {
+        // What was written nowhere was not handed over, though another that says the same may be.
+        for (at, content) in sent.iter().enumerate().filter(|(_, content)| content.written()) {
             places.entry(content.identity).or_default().push_back(at);
         }
         let delivered = self.delivered.get(channel).map_or(&[][..], Vec::as_slice);
+        let mut left: BTreeMap<u64, usize> = BTreeMap::new();
+        delivered.iter().for_each(|(identity, _)| *left.entry(*identity).or_default() += 1);
         let mut arrived = vec![false; sent.len()];
         let mut order = Vec::with_capacity(delivered.len());
         let mut reached = 0;
         for &(identity, gap) in delivered {
-            let place = places.get_mut(&identity).map(|places| next(places, reached));
+            let left = left.entry(identity).or_default();
+            let place = places.get_mut(&identity).map(|places| next(places, *left, reached));
+            *left -= 1;
             reached = place.flatten().map_or(reached, |at| at.max(reached));
             match place {
                 Some(Some(at)) => arrived[at] = true,
@@ -112,9 +118,10 @@ impl Arbitration {
     }
 }
 
-/// Which of the messages that say the same was handed over, when others up to `reached` have been.
-fn next(places: &mut VecDeque<usize>, reached: usize) -> Option<usize> {
-    while places.len() > 1 && places.front().is_some_and(|at| at + FAR_BACK < reached) {
+/// Which of the messages that say the same was handed over, when others up to `reached` have been
+/// and so many of these, this one included, are to come.
+fn next(places: &mut VecDeque<usize>, left: usize, reached: usize) -> Option<usize> {
+    while places.len() > left && places.front().is_some_and(|at| at + FAR_BACK < reached) {
         places.pop_front();
     }
     places.pop_front()

@@ -300,6 +300,29 @@ fn merged_lines_owe_only_what_all_of_them_lost() {
 }
 
 #[test]
+fn of_two_that_say_the_same_the_one_written_nowhere_was_not_handed_over() {
+    let mut sent = contents(4, &[(1, 1), (2, 1)]);
+    sent.list[0].identity = sent.list[2].identity;
+    assert_eq!(judge(&[(2, 1), (3, 0), (4, 0)], &sent), (0, 1, 0));
+    assert_eq!(judge(&[(2, 0), (3, 0), (4, 1)], &sent), (0, 1, 0));
+    assert_eq!(judge(&[(2, 1), (3, 0), (3, 0), (4, 0)], &sent).0, 1, "twice");
+    sent.list[0].identity = Content::identity_of(&frame(1)).unwrap();
+    assert_eq!(judge(&[(1, 0), (2, 0), (3, 0), (4, 1)], &sent).0, 1, "written nowhere");
+}
+
+#[test]
+fn of_two_that_say_the_same_the_earlier_may_come_late_by_the_line_that_lags() {
+    let mut sent = contents(200, &[(1, 1), (1, 150), (2, 150)]);
+    sent.list[0].identity = sent.list[199].identity;
+    // The line that lost the first is a hundred ahead of the one that brings it.
+    let ahead = (2..=100).map(|content| (content, 0));
+    let behind = (101..=200).filter(|&content| content != 150);
+    let behind = behind.map(|content| (content, u64::from(content == 160)));
+    let all: Vec<(u64, u64)> = ahead.chain([(200, 0)]).chain(behind).collect();
+    assert_eq!(judge(&all, &sent), (0, 1, 1));
+}
+
+#[test]
 fn what_all_lines_lost_at_the_end_shows_nowhere() {
     let sent = contents(3, &[(1, 3), (2, 3)]);
     assert_eq!(judge(&[(1, 0), (2, 0)], &sent), (0, 1, 0));
