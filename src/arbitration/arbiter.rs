@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use super::ArbitrationPolicy;
 use super::coverage::Coverage;
 use super::identity::Identities;
-use super::window::{Copy, Manner, Spot, Window};
+use super::window::{Copy, Kin, Manner, Spot, Window};
 use crate::batch::{Buffer, Continuity, Entry};
 use crate::ids::{Role, Seq};
 use crate::lines::{ArbitrationCounters, Line};
@@ -157,13 +157,14 @@ impl Arbiter {
             (counters.line(self.role, line), counters.line(self.role, line.other()));
         // Trades have an id each; a market may be paused twice, in the same words.
         let repeats = self.role == Role::Lifecycle;
+        let behind = entry.seq.map_or(0, |seq| self.behind(line, seq));
         let coverage = &self.coverage;
-        let is_stale = |first| repeats && coverage.is_passed(line.other(), first);
-        match self.window.meet(identity, line, manner, spot, is_stale) {
+        let kin = |first| if repeats { coverage.kin(line, behind, first) } else { Kin::Likely };
+        match self.window.meet(identity, line, manner, spot, kin) {
             Copy::First => {
                 own.inspect(|own| own.first.add(1));
                 let late = match entry.seq {
-                    Some(seq) if old => !self.coverage.fill(line, self.behind(line, seq)),
+                    Some(_) if old => !self.coverage.fill(line, behind),
                     Some(_) => self.coverage.is_late(line),
                     None => false,
                 };

@@ -11,7 +11,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use super::window::Spot;
+use super::window::{Kin, Spot};
 use crate::lines::Line;
 use crate::timer::after;
 
@@ -192,9 +192,34 @@ impl Coverage {
 
     /// Whether what a line brought there lies before a message that both brought since.
     pub(super) fn is_passed(&self, line: Line, spot: Spot) -> bool {
+        self.number(line, spot).is_some_and(|number| number <= self.common)
+    }
+
+    /// The pair's number of what a line brought there, as far as known.
+    fn number(&self, line: Line, spot: Spot) -> Option<u64> {
         let track = self.tracks.get(line.index()).filter(|track| track.stint == spot.stint);
         let placed = track.and_then(|track| track.base).map(|base| base.wrapping_add(spot.slot));
-        spot.slot > 0 && (1..=self.common).contains(&placed.unwrap_or(spot.number))
+        placed.or(Some(spot.number)).filter(|&number| spot.slot > 0 && number > 0)
+    }
+
+    /// How what a line brings, so far behind its last, lies to what the other brought at `first`
+    /// in the same words. Where numbers differ it is another message if the one line is known to
+    /// lack what the other brought; if not, slots that were no messages have shifted them.
+    pub(super) fn kin(&self, line: Line, behind: u64, first: Spot) -> Kin {
+        let [a, b] = &self.tracks;
+        let (own, other) = if line == Line::A { (a, b) } else { (b, a) };
+        let own_number = own.base.map(|base| base.wrapping_add(own.slot).wrapping_sub(behind));
+        match (own_number, self.number(line.other(), first)) {
+            (Some(own_number), Some(number)) if own_number == number => Kin::Same,
+            (_, Some(number)) if number <= self.common => Kin::Earlier,
+            (Some(own_number), Some(number)) if number < own_number && own.misses(number) => {
+                Kin::Earlier
+            }
+            (Some(own_number), Some(number)) if own_number < number && other.misses(own_number) => {
+                Kin::Later
+            }
+            _ => Kin::Likely,
+        }
     }
 
     /// A line brought what the other had brought at `first`: now it is known how their numbers lie
@@ -366,6 +391,13 @@ impl Track {
                 self.holes.pop_back();
             }
         }
+    }
+
+    /// Whether it is known to have passed this number without it.
+    fn misses(&self, number: u64) -> bool {
+        let holes = self.holes.iter().map(|hole| (hole.first, hole.last));
+        let mut missed = holes.chain(self.absences.iter().copied());
+        missed.any(|(first, last)| (first..=last).contains(&number))
     }
 
     /// What of a hole of the other line this one did not bring either.

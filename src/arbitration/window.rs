@@ -38,17 +38,51 @@ pub(super) enum Copy {
     Again,
 }
 
+/// How what a line brings lies to what the other brought before with the same content.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kin {
+    /// The same message: it has the same number.
+    Same,
+    /// The same, as far as can be known.
+    Likely,
+    /// The other's was an earlier message, whose second copy will not come any more.
+    Earlier,
+    /// The other's is a later message; it lacks this one.
+    Later,
+}
+
+/// First copies that wait for the other line's, oldest first; nearly always one or none.
+#[derive(Clone, Debug, Default)]
+struct Waiting {
+    oldest: Option<Spot>,
+    others: VecDeque<Spot>,
+}
+
+impl Waiting {
+    fn push(&mut self, spot: Spot) {
+        match self.oldest {
+            None => self.oldest = Some(spot),
+            Some(_) => self.others.push_back(spot),
+        }
+    }
+
+    fn pop(&mut self) -> Option<Spot> {
+        std::mem::replace(&mut self.oldest, self.others.pop_front())
+    }
+
+    fn len(&self) -> usize {
+        usize::from(self.oldest.is_some()).saturating_add(self.others.len())
+    }
+}
+
 /// One content.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Seen {
     /// Who brought those that wait for the other's copy.
     line: Line,
-    /// How many of them.
-    waiting: u32,
+    waiting: Waiting,
     /// How many first copies the window still holds.
-    kept: u32,
-    /// Where the newest of them came.
-    spot: Spot,
+    kept: usize,
 }
 
 #[derive(Debug)]
@@ -65,38 +99,41 @@ impl Window {
         Self { seen: HashMap::new(), order: VecDeque::new(), most }
     }
 
-    /// A line brings a content. Copies of the other line that `is_stale` tells of are of an earlier
-    /// message that said the same, and will not get theirs any more.
+    /// A line brings a content; `kin` says how it lies to a copy of the other line that waits.
     pub(super) fn meet(
         &mut self,
         identity: u64,
         line: Line,
         manner: Manner,
         spot: Spot,
-        is_stale: impl FnOnce(Spot) -> bool,
+        kin: impl Fn(Spot) -> Kin,
     ) -> Copy {
         let seen = match self.seen.entry(identity) {
             Place::Vacant(place) => {
-                place.insert(Seen { line, waiting: 1, kept: 1, spot });
+                let waiting = Waiting { oldest: Some(spot), others: VecDeque::new() };
+                place.insert(Seen { line, waiting, kept: 1 });
                 self.order.push_back((identity, spot.at));
                 return Copy::First;
             }
             Place::Occupied(place) => place.into_mut(),
         };
-        if seen.waiting > 0 && seen.line != line && is_stale(seen.spot) {
-            seen.waiting = 0;
-        }
-        if seen.waiting > 0 && seen.line != line {
-            seen.waiting -= 1;
-            return Copy::Second((seen.waiting == 0).then_some(seen.spot));
+        while let Some(first) = seen.waiting.oldest.filter(|_| seen.line != line) {
+            match (kin(first), manner) {
+                (Kin::Later, Manner::Fresh) => return Copy::First,
+                (Kin::Earlier, _) => drop(seen.waiting.pop()),
+                (kin, _) => {
+                    seen.waiting.pop();
+                    let is_clear = kin == Kin::Same || seen.waiting.oldest.is_none();
+                    return Copy::Second(is_clear.then_some(first));
+                }
+            }
         }
         if manner == Manner::Repeatable {
             return Copy::Again;
         }
-        if seen.waiting == 0 {
-            seen.line = line;
-        }
-        (seen.waiting, seen.kept, seen.spot) = (seen.waiting + 1, seen.kept + 1, spot);
+        seen.line = line;
+        seen.waiting.push(spot);
+        seen.kept = seen.kept.saturating_add(1);
         self.order.push_back((identity, spot.at));
         Copy::First
     }
@@ -118,9 +155,10 @@ impl Window {
             let Place::Occupied(mut place) = self.seen.entry(identity) else { continue };
             let seen = place.get_mut();
             seen.kept = seen.kept.saturating_sub(1);
-            if seen.waiting > seen.kept {
-                seen.waiting = seen.kept;
-                cut_short += u64::from(full && !is_passed(seen.line, seen.spot));
+            if seen.waiting.len() > seen.kept
+                && let Some(first) = seen.waiting.pop()
+            {
+                cut_short += u64::from(full && !is_passed(seen.line, first));
             }
             if seen.kept == 0 {
                 place.remove();
@@ -151,7 +189,7 @@ mod tests {
     fn the_first_copy_is_first_whoever_brings_it() {
         let mut window = Window::new(10);
         let mut meet = |identity, line, slot| {
-            window.meet(identity, line, Manner::Fresh, spot(slot), |_| false)
+            window.meet(identity, line, Manner::Fresh, spot(slot), |_| Kin::Likely)
         };
         assert_eq!(meet(1, Line::A, 1), Copy::First);
         assert_eq!(meet(1, Line::B, 2), Copy::Second(Some(spot(1))));
@@ -162,7 +200,8 @@ mod tests {
     #[test]
     fn the_same_told_twice_under_two_numbers_is_two_messages() {
         let mut window = Window::new(10);
-        let mut meet = |line, slot| window.meet(7, line, Manner::Fresh, spot(slot), |_| false);
+        let mut meet =
+            |line, slot| window.meet(7, line, Manner::Fresh, spot(slot), |_| Kin::Likely);
         // Paused, resumed, paused: two of three say the same.
         assert_eq!([meet(Line::A, 1), meet(Line::A, 3)], [Copy::First; 2]);
         assert_eq!(meet(Line::B, 4), Copy::Second(None), "which of the two");
@@ -173,7 +212,8 @@ mod tests {
     #[test]
     fn the_same_number_twice_is_one_message() {
         let mut window = Window::new(10);
-        let mut meet = |line, manner, slot| window.meet(7, line, manner, spot(slot), |_| false);
+        let mut meet =
+            |line, manner, slot| window.meet(7, line, manner, spot(slot), |_| Kin::Likely);
         assert_eq!(meet(Line::A, Manner::Fresh, 1), Copy::First);
         assert_eq!(meet(Line::A, Manner::Repeatable, 0), Copy::Again);
         assert_eq!(meet(Line::B, Manner::Repeatable, 0), Copy::Second(Some(spot(1))));
@@ -185,7 +225,9 @@ mod tests {
     fn what_the_other_line_has_passed_without_it_is_not_waited_for() {
         let mut window = Window::new(10);
         let mut meet = |line, slot, common| {
-            window.meet(7, line, Manner::Fresh, spot(slot), |of| of.number <= common)
+            window.meet(7, line, Manner::Fresh, spot(slot), |of| {
+                if of.number <= common { Kin::Earlier } else { Kin::Same }
+            })
         };
         assert_eq!(meet(Line::A, 1, 0), Copy::First);
         // B lost that, and is the first to tell the next.
@@ -194,12 +236,27 @@ mod tests {
     }
 
     #[test]
+    fn what_the_other_line_lacks_does_not_take_its_later_one() {
+        let mut window = Window::new(10);
+        let mut meet = |line, slot| {
+            window.meet(7, line, Manner::Fresh, spot(slot), |of| {
+                if of.number == slot { Kin::Same } else { Kin::Later }
+            })
+        };
+        // A is ahead and lost the first of three.
+        assert_eq!([meet(Line::A, 2), meet(Line::A, 3)], [Copy::First; 2]);
+        assert_eq!(meet(Line::B, 1), Copy::First);
+        assert_eq!(meet(Line::B, 2), Copy::Second(Some(spot(2))));
+        assert_eq!(meet(Line::B, 3), Copy::Second(Some(spot(3))));
+    }
+
+    #[test]
     fn time_and_number_bound_it() {
         let mut window = Window::new(3);
         for slot in 1..=6 {
-            window.meet(slot, Line::A, Manner::Fresh, spot(slot), |_| false);
+            window.meet(slot, Line::A, Manner::Fresh, spot(slot), |_| Kin::Likely);
         }
-        window.meet(2, Line::B, Manner::Fresh, spot(6), |_| false);
+        window.meet(2, Line::B, Manner::Fresh, spot(6), |_| Kin::Likely);
         let forgotten = window.forget(None, |_, spot| spot.slot == 3);
         assert_eq!(forgotten, 1, "of three too many one had its second copy, one is passed");
         assert_eq!(window.len(), 3);
@@ -207,7 +264,7 @@ mod tests {
         assert_eq!(forgotten, 0, "time is not counted");
         assert_eq!((window.len(), window.seen.len()), (1, 1));
         assert_eq!(
-            window.meet(4, Line::B, Manner::Fresh, spot(7), |_| false),
+            window.meet(4, Line::B, Manner::Fresh, spot(7), |_| Kin::Likely),
             Copy::First,
             "forgotten"
         );
@@ -216,13 +273,13 @@ mod tests {
     #[test]
     fn of_several_that_wait_the_oldest_is_forgotten() {
         let mut window = Window::new(10);
-        window.meet(7, Line::A, Manner::Fresh, spot(1), |_| false);
-        window.meet(7, Line::A, Manner::Fresh, spot(3), |_| false);
+        window.meet(7, Line::A, Manner::Fresh, spot(1), |_| Kin::Likely);
+        window.meet(7, Line::A, Manner::Fresh, spot(3), |_| Kin::Likely);
         window.forget(Some(spot(2).at), |_, _| false);
         assert_eq!(
-            window.meet(7, Line::B, Manner::Fresh, spot(4), |_| false),
+            window.meet(7, Line::B, Manner::Fresh, spot(4), |_| Kin::Likely),
             Copy::Second(Some(spot(3)))
         );
-        assert_eq!(window.meet(7, Line::B, Manner::Fresh, spot(5), |_| false), Copy::First);
+        assert_eq!(window.meet(7, Line::B, Manner::Fresh, spot(5), |_| Kin::Likely), Copy::First);
     }
 }

@@ -1,9 +1,6 @@
-//! A pair over two scripted lines in virtual time, and over many drawn ones against what a naive
-//! account of them says.
+//! A pair over two scripted lines in virtual time: the lines, and single things they do.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
-
-use proptest::prelude::*;
+use std::collections::VecDeque;
 
 use super::*;
 use crate::arbitration::Arbitration;
@@ -46,6 +43,8 @@ struct Pair {
     wires: [Wire; 2],
     counters: ArbitrationCounters,
     now: Instant,
+    /// How many different things the messages say.
+    words: u64,
     held: bool,
     delivered: Vec<u64>,
     told: u64,
@@ -71,6 +70,7 @@ impl Pair {
             wires: [wire(), wire()],
             counters: ArbitrationCounters::default(),
             now: crate::clock::now(),
+            words: u64::MAX,
             held: false,
             delivered: Vec::new(),
             told: 0,
@@ -123,7 +123,7 @@ impl Pair {
                 Frame::Reply(seq) => drop(wire.sequences.observe(SID, Seq::new(seq))),
                 Frame::Data(seq, says) => {
                     wire.read = says;
-                    let text = text(self.role, says);
+                    let text = text(self.role, says % self.words);
                     let start = batch.bytes.len();
                     batch.bytes.extend_from_slice(text.as_bytes());
                     let (mut mark, mut number) = ((Continuity::Next, 0), None);
@@ -431,169 +431,6 @@ fn time_forgets_only_what_both_lines_could_have_brought() {
     assert_eq!(pair.counters.cut_short.total(), 0);
 }
 
-/// What happens next.
-#[derive(Clone, Copy, Debug)]
-enum Step {
-    Send([bool; 2]),
-    Reply(Line, bool),
-    Read(Line, usize, usize),
-    Later(u64),
-    /// A line goes and comes back, some steps later.
-    Down(Line),
-    Up(Line),
-}
-
-fn steps(loss: u32, replies: bool) -> impl Strategy<Value = Vec<Step>> {
-    let line = prop::sample::select(Line::BOTH.to_vec());
-    let lost = prop::bool::weighted(f64::from(loss) / 100.0);
-    let lost_reply = prop::bool::weighted(if replies { 0.2 } else { 0.0 });
-    let goes = move |line| if replies { Step::Later(0) } else { Step::Down(line) };
-    prop::collection::vec(
-        prop_oneof![
-            12 => [lost, lost].prop_map(Step::Send),
-            1 => (line.clone(), lost_reply).prop_map(|(line, lost)| Step::Reply(line, lost)),
-            8 => (line.clone(), 1usize..6).prop_map(|(l, most)| Step::Read(l, most, 0)),
-            1 => (line.clone(), 1usize..6, 1usize..3).prop_map(|(l, m, d)| Step::Read(l, m, d)),
-            2 => (0u64..5).prop_map(Step::Later),
-            1 => line.clone().prop_map(goes),
-            2 => line.prop_map(Step::Up),
-        ],
-        1..400,
-    )
-}
-
-/// The naive account: for each message the lines it was sent on, and on which it was lost.
-#[derive(Default)]
-struct Account {
-    sent: u64,
-    lost: [BTreeSet<u64>; 2],
-    lost_on_all: BTreeSet<u64>,
-    /// Since which message each line is up.
-    since: [u64; 2],
-    dropped: u64,
-    /// Replies lost, which may be taken for messages.
-    replies: u64,
-}
-
-impl Account {
-    /// What must be told.
-    fn lost(&self) -> u64 {
-        self.dropped + crate::ids::widen(self.lost_on_all.len())
-    }
-
-    /// What may be told: a lost reply shifts the numbers of what was lost after it, until a message
-    /// both lines bring.
-    fn most_told(&self) -> u64 {
-        if self.replies > 0 { u64::MAX } else { self.lost() }
-    }
-
-    fn take(&mut self, pair: &mut Pair, step: Step) {
-        match step {
-            Step::Send(lost) => {
-                self.sent += 1;
-                let up = [pair.wires[0].up, pair.wires[1].up];
-                let all = up.iter().zip(lost).all(|(&up, lost)| !up || lost);
-                if all {
-                    self.lost_on_all.insert(self.sent);
-                }
-                for (list, lost) in self.lost.iter_mut().zip(lost) {
-                    list.extend(lost.then_some(self.sent));
-                }
-                pair.send(self.sent, lost);
-            }
-            Step::Reply(line, lost) if pair.wires[line.index()].up => {
-                self.replies += u64::from(lost);
-                pair.reply(line, lost);
-            }
-            Step::Reply(..) => {}
-            Step::Read(line, most, drops) => {
-                let before = pair.delivered.len();
-                let (first, _) = pair.line(line);
-                pair.read(line, most, drops);
-                let went_on = pair.line(line).0 - first;
-                self.dropped += went_on - crate::ids::widen(pair.delivered.len() - before);
-            }
-            Step::Later(ms) => pair.later(ms),
-            Step::Down(line) => {
-                // What is on its way on this line the other has, too.
-                let (own, other) = (&pair.wires[line.index()], &pair.wires[line.other().index()]);
-                let says = |frame: &Frame| match frame {
-                    Frame::Data(_, says) => Some(*says),
-                    Frame::Reply(_) => None,
-                };
-                let on_way: Vec<u64> = own.on_way.iter().filter_map(says).collect();
-                // Or was lost where nothing after it was read.
-                let oldest = own.read.max(self.since[line.index()] - 1) + 1;
-                // A line that goes before it brought anything the other had was nowhere: what it
-                // alone brought may be told as lost, too.
-                let placed =
-                    Line::BOTH.into_iter().all(|line| pair.arbiter.coverage.is_placed(line));
-                if own.up && other.up && placed && self.since[line.other().index()] <= oldest {
-                    let lost =
-                        on_way.iter().filter(|says| self.lost[line.other().index()].contains(says));
-                    self.lost_on_all.extend(lost);
-                    self.lost[line.index()].extend(&on_way);
-                    pair.down(line);
-                }
-            }
-            Step::Up(line) if !pair.wires[line.index()].up => {
-                pair.up(line);
-                self.since[line.index()] = self.sent + 1;
-            }
-            Step::Up(_) => {}
-        }
-    }
-}
-
-fn check(steps: &[Step]) -> Result<(), TestCaseError> {
-    let mut pair = Pair::new(Role::Trade);
-    let mut account = Account { since: [1, 1], ..Account::default() };
-    account.take(&mut pair, Step::Send(NONE));
-    pair.read_all();
-    for &step in steps {
-        account.take(&mut pair, step);
-        prop_assert!(pair.told <= account.most_told());
-    }
-    for line in Line::BOTH {
-        account.take(&mut pair, Step::Up(line));
-    }
-    for _ in 0..2 {
-        account.take(&mut pair, Step::Send(NONE));
-        pair.read_all();
-    }
-    let mut times = BTreeMap::new();
-    pair.delivered.iter().for_each(|says| *times.entry(*says).or_insert(0) += 1);
-    prop_assert!(times.values().all(|&times| times == 1), "twice: {times:?}");
-    let reached = account.sent - crate::ids::widen(account.lost_on_all.len());
-    prop_assert_eq!(crate::ids::widen(times.len()) + account.dropped, reached);
-    let told = pair.told + pair.finish();
-    let (lost, most) = (account.lost(), account.most_told());
-    prop_assert!((lost..=most).contains(&told), "{told} of {lost}");
-    prop_assert_eq!(pair.counters.late.total(), 0);
-    Ok(())
-}
-
-proptest! {
-    #![proptest_config(crate::property::cases(3_000))]
-
-    /// Two lossy lines that lag, drop, reply and reconnect: each message one of them brought goes
-    /// on exactly once, and what is told is exactly what neither brought and what found no room.
-    #[test]
-    fn lossy_lines_make_one_whole_stream(steps in steps(10, false)) {
-        check(&steps)?;
-    }
-
-    #[test]
-    fn very_lossy_lines_make_one_honest_stream(steps in steps(45, false)) {
-        check(&steps)?;
-    }
-
-    /// Replies that are lost take numbers, too: what is told is never less than what was lost.
-    /// (Where a line also ends before the other shows what they were, that cannot be known.)
-    #[test]
-    fn lost_replies_hide_no_loss(steps in steps(20, true)) {
-        check(&steps)?;
-    }
-}
-
+mod drawn;
 mod renewal;
+mod repeats;
