@@ -66,15 +66,13 @@ impl Subscriptions {
     /// Since when a market of this connection, or all of it, is lost that is lost now, and why.
     pub(super) fn loss(&self, conn: Option<ConnId>, slot: Option<Slot>) -> Since {
         let member = conn.and_then(|conn| self.members.get(place_of(conn)));
-        // Over long before its end was acknowledged, perhaps.
-        let over = member.and_then(|member| over_at(member, slot));
-        if member.is_some_and(|member| member.live) {
-            return ended(over.unwrap_or(self.now));
-        }
-        let at = self.quiet_since.unwrap_or(self.now).min(self.now);
-        match over {
-            Some(over) if over < at => ended(over),
-            _ => Since { at, reason: UncoveredReason::Down },
+        let quiet_since = self.quiet_since.unwrap_or(self.now).min(self.now);
+        match member.and_then(|member| over_at(member, slot)) {
+            // Over long before its end was acknowledged, perhaps; and alive until then, however
+            // long ago the last data came.
+            Some(over) => ended(over),
+            None if member.is_some_and(|member| member.live) => ended(self.now),
+            None => Since { at: quiet_since, reason: UncoveredReason::Down },
         }
     }
 

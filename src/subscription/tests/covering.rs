@@ -37,6 +37,16 @@ fn clocked(dialect: Dialect, markets: u16) -> World {
     world
 }
 
+/// The same with one market: its subscription ended, and it was given up four seconds later.
+fn ended_and_given_up(dialect: Dialect) -> World {
+    let mut world = clocked(dialect, 1);
+    assert!(world.peers[1].terminate(false, true, 25));
+    world.deliver(1);
+    world.pass(4);
+    world.unwant(0);
+    world
+}
+
 #[test]
 fn markets_of_a_subscription_that_ended_are_uncovered_from_its_end_on() {
     for dialect in [Dialect::Live, Dialect::Legacy] {
@@ -124,11 +134,7 @@ fn an_end_that_nobody_has_acknowledged_at_the_stop_is_told_then() {
 #[test]
 fn a_market_wanted_no_more_before_the_end_of_its_subscription_is_acknowledged_is_told() {
     for dialect in [Dialect::Live, Dialect::Legacy] {
-        let mut world = clocked(dialect, 1);
-        assert!(world.peers[1].terminate(false, true, 25));
-        world.deliver(1);
-        world.pass(4);
-        world.unwant(0);
+        let mut world = ended_and_given_up(dialect);
         world.pass(5);
         // Wanted again, and once more not: what lies between is nobody's.
         world.want(0, 0);
@@ -144,11 +150,7 @@ fn a_market_wanted_no_more_before_the_end_of_its_subscription_is_acknowledged_is
 #[test]
 fn a_market_wanted_again_before_the_end_of_its_subscription_is_acknowledged_begins_then() {
     for dialect in [Dialect::Live, Dialect::Legacy] {
-        let mut world = clocked(dialect, 1);
-        assert!(world.peers[1].terminate(false, true, 25));
-        world.deliver(1);
-        world.pass(4);
-        world.unwant(0);
+        let mut world = ended_and_given_up(dialect);
         world.pass(5);
         world.want(0, 0);
         world.pass(1);
@@ -163,5 +165,24 @@ fn a_market_wanted_again_before_the_end_of_its_subscription_is_acknowledged_begi
         world.pass(3);
         world.flow();
         assert_eq!(told(&mut world), [(SubscriptionEnded, 1, seconds(3))], "{dialect:?}");
+    }
+}
+
+#[test]
+fn a_market_wanted_again_whose_connection_is_lost_is_uncovered_from_the_wish_on() {
+    for dialect in [Dialect::Live, Dialect::Legacy] {
+        let mut world = ended_and_given_up(dialect);
+        world.pass(5);
+        world.want(0, 0);
+        world.pass(2);
+        // No data has come since before its subscription ended.
+        let quiet_since = world.now - seconds(60);
+        world.plan.quiet_since = Some(quiet_since);
+        world.down(1);
+        world.pass(3);
+        world.up(1);
+        world.flow();
+        let expected = [(SubscriptionEnded, 1, seconds(4)), (SubscriptionEnded, 1, seconds(5))];
+        assert_eq!(told(&mut world), expected, "{dialect:?}");
     }
 }
