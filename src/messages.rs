@@ -191,32 +191,39 @@ impl Outlet {
         (sent, Some(batch))
     }
 
-    /// Hands over a few of the messages from `first` on; how many, if any.
+    /// Hands over a few of the messages from `first` on; how many, if any. Nothing is copied
+    /// before there is room for it.
     fn offer_part(&mut self, batch: &Buffer, first: usize) -> Option<usize> {
-        let (mut bytes, mut entries) = (Vec::new(), Vec::new());
-        for entry in batch.entries.get(first..)?.iter().take(self.free()) {
-            let text = batch.bytes.get(entry.start..entry.end).unwrap_or_default();
-            if !entries.is_empty() && bytes.len().saturating_add(text.len()) > SMALL_BYTES {
+        let of = (batch.conn, batch.epoch, batch.role);
+        let mut part = self.batch(&mut Vec::new(), of, batch.received_at);
+        let mut bytes: usize = 0;
+        for entry in batch.entries.get(first..)?.iter().take(self.free().min(SMALL_ENTRIES)) {
+            let more = bytes.saturating_add(entry.end.saturating_sub(entry.start));
+            if more > SMALL_BYTES && !part.entries.is_empty() {
                 break;
             }
-            let start = bytes.len();
-            bytes.extend_from_slice(text);
-            entries.push(Entry { start, end: bytes.len(), ..*entry });
+            bytes = more;
+            part.entries.push(*entry);
         }
-        if entries.is_empty() {
-            return None;
-        }
-        let of = (batch.conn, batch.epoch, batch.role);
-        let mut part = self.batch(&mut bytes, of, batch.received_at);
-        part.entries.append(&mut entries);
         let messages = u32::try_from(part.entries.len()).unwrap_or(u32::MAX);
-        let charge = self.take_room(1, messages, units(&part));
+        let capacity = bytes.max(part.bytes.capacity());
+        let charge = match messages {
+            0 => Charge::default(),
+            _ => self.take_room(1, messages, units_of(capacity, part.entries.capacity())),
+        };
         let granted = usize::try_from(charge.messages).unwrap_or(usize::MAX);
         if granted == 0 {
             self.recycle(part);
             return None;
         }
-        part.entries.truncate(granted);
+        let Buffer { bytes: copied, entries, .. } = &mut *part;
+        entries.truncate(granted);
+        copied.reserve_exact(bytes);
+        for entry in entries {
+            let start = copied.len();
+            copied.extend_from_slice(batch.bytes.get(entry.start..entry.end).unwrap_or_default());
+            (entry.start, entry.end) = (start, copied.len());
+        }
         self.pass_on(part, charge);
         Some(granted)
     }
@@ -331,7 +338,11 @@ impl Drop for Outlet {
 /// What a batch takes of the room for bytes: what it was received in, and the list of its
 /// messages.
 fn units(batch: &Buffer) -> u32 {
-    let bytes = batch.bytes.capacity().saturating_add(entry_bytes(batch.entries.capacity()));
+    units_of(batch.bytes.capacity(), batch.entries.capacity())
+}
+
+fn units_of(bytes: usize, entries: usize) -> u32 {
+    let bytes = bytes.saturating_add(entry_bytes(entries));
     u32::try_from(bytes.div_ceil(UNIT_BYTES)).unwrap_or(u32::MAX)
 }
 

@@ -205,6 +205,28 @@ fn a_batch_goes_in_part_where_others_leave_no_room_for_all_of_it() {
 }
 
 #[test]
+fn a_message_larger_than_a_small_buffer_goes_by_itself() {
+    let (_handoff, mut outlet, mut messages) = handoff(4, 1 << 20);
+    let others = fill(&mut outlet, 2);
+    outlet.offer(others);
+    let mut batch = fill(&mut outlet, 3);
+    batch.bytes.resize(2 * SMALL_BYTES, b'x');
+    batch.entries[1].end = batch.bytes.len();
+    let (sent, rest) = outlet.offer(batch);
+    assert_eq!(sent, 2, "as many as there are places");
+    outlet.flush();
+    let lengths = |messages: &mut Messages| {
+        let taken = std::iter::from_fn(|| messages.try_recv().ok());
+        taken.map(|message| message.data.len()).collect::<Vec<_>>()
+    };
+    assert_eq!(lengths(&mut messages), [1, 1, 1, 2 * SMALL_BYTES - 1]);
+    let (sent, rest) = outlet.offer(rest.unwrap());
+    assert!(sent == 1 && rest.is_none());
+    outlet.flush();
+    assert_eq!(lengths(&mut messages), [1]);
+}
+
+#[test]
 fn a_lent_batch_goes_back_when_the_next_is_asked_for() {
     let (_handoff, mut outlet, mut messages) = handoff(5, 1 << 20);
     let mut rest = Vec::new();
