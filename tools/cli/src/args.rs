@@ -49,10 +49,11 @@ pub(crate) enum Command {
     kalshi-feed demo --markets 20000 --rate 200000 --shards 2\n  \
     kalshi-feed demo --cut 20\n  \
     kalshi-feed demo --slow-consumer 0.1 --overflow backpressure\n  \
-    kalshi-feed demo --drop-rate 0.001\n  \
+    kalshi-feed demo --drop-rate 0.001 --gap-policy resnapshot\n  \
     kalshi-feed demo --cores 1 --spin --json\n\n\
-    Exit code 0 means: every connection healthy, every market confirmed, every message\n\
-    the exchange sent delivered or honestly reported as missed.")]
+    Exit code 0 means: every connection healthy, every market confirmed and none suspect,\n\
+    every message the exchange sent delivered or honestly reported as missed. When the\n\
+    traffic has ended, books that are out of step still have up to a minute to come back.")]
 pub(crate) struct Demo {
     /// Active markets of the exchange.
     #[arg(long, value_name = "N", default_value_t = 2_000)]

@@ -30,8 +30,11 @@ use crate::view::View;
 const LOOK: Duration = Duration::from_millis(20);
 /// Everything must have been still for this long before the stop.
 const STILL: Duration = Duration::from_millis(300);
-/// The engine may take this long to come to rest.
+/// The engine may take this long to come to rest, once no book is out of step.
 const DRAIN: Duration = Duration::from_secs(10);
+/// Books may take this long to come back in step: 11 s for a subscription opened anew in vain, the
+/// longest pause of 30 s after it, and time to spare.
+const IN_STEP: Duration = Duration::from_secs(60);
 /// How long the exchange may take to hand what it has queued to the kernel.
 const FLUSH: Duration = Duration::from_secs(10);
 /// How long the engine may take to stop.
@@ -240,6 +243,8 @@ impl Session {
 
     /// Traffic off, engine at rest, engine stopped, account settled.
     fn finish(mut self, flags: &Demo, interrupt: &Interrupt) -> Result<Outcome, Failure> {
+        // Books out of step must be able to come back, whenever the end comes.
+        self.exchange.clear_data_faults();
         // What is held back for want of room must come through before the exchange can rest.
         self.hurry.store(true, Ordering::Relaxed);
         if !self.exchange.stop_traffic(FLUSH) {
@@ -279,9 +284,15 @@ impl Session {
         Ok(Outcome { live, last, report, consumed, verdict, cut, wanted, roster: live_roster })
     }
 
-    /// Waits until nothing moves any more and everything that was lost is back.
+    /// Waits until nothing moves any more and everything that was lost is back, books in step
+    /// among it: the exchange still answers.
     fn drain(&mut self, wanted: usize, interrupt: &Interrupt) {
-        let until = Instant::now() + DRAIN;
+        let in_step_by = Instant::now() + IN_STEP;
+        let mut until = Instant::now() + DRAIN;
+        let suspect = self.handle.stats().recovery.suspect_markets;
+        if suspect > 0 {
+            log::info!("{suspect} markets are suspect: up to {IN_STEP:?} for their recovery");
+        }
         // Reconnected lines have nothing more to miss: the traffic is off.
         if let Some(at) = &mut self.reread_at {
             *at = Instant::now();
@@ -291,7 +302,12 @@ impl Session {
             let now = Instant::now();
             self.tend(now);
             let stats = self.handle.stats();
-            let whole = stats.messages_consumed >= stats.messages_forwarded
+            let in_step = stats.recovery.suspect_markets == 0;
+            if !in_step && now < in_step_by {
+                until = now + DRAIN;
+            }
+            let whole = in_step
+                && stats.messages_consumed >= stats.messages_forwarded
                 && stats.connections_healthy == stats.connections_total
                 && stats.markets_wanted == stats.markets_total
                 && u64::try_from(wanted).is_ok_and(|wanted| wanted == stats.markets_total)

@@ -114,7 +114,7 @@ impl View {
         let (p50, p99) = self.latency.read();
         format!(
             "{}: {}/{} connections, {}/{} markets, {messages:.0} messages/s, {megabytes:.1} MB/s, \
-             {} dropped, {} gaps, {} reconnects, p50 {} p99 {}",
+             {} dropped, {} gaps, {} suspect, {} reconnects, p50 {} p99 {}",
             self.clock(now),
             stats.connections_healthy,
             stats.connections_total,
@@ -122,6 +122,7 @@ impl View {
             stats.markets_wanted,
             stats.messages_dropped,
             stats.sequence_gaps,
+            stats.recovery.suspect_markets,
             stats.reconnects,
             micros(p50),
             micros(p99)
@@ -139,7 +140,7 @@ impl View {
              connections  {} of {}:{roles}\n\
              markets      {} of {} confirmed\n\
              traffic      {messages:.0} messages/s  {megabytes:.1} MB/s\n\
-             losses       {} dropped  {} gaps  {} reconnects\n\
+             losses       {} dropped  {} gaps  {} markets suspect  {} reconnects\n\
              latency      p50 {}  p99 {}\n",
             self.clock(now),
             stats.connections_healthy,
@@ -148,6 +149,7 @@ impl View {
             stats.markets_wanted,
             stats.messages_dropped,
             stats.sequence_gaps,
+            stats.recovery.suspect_markets,
             stats.reconnects,
             micros(p50),
             micros(p99)

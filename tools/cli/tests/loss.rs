@@ -7,6 +7,7 @@
     reason = "tests fail by panicking, and helpers outside #[test] functions are tests too"
 )]
 
+use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 
 use serde_json::Value;
@@ -55,6 +56,36 @@ fn a_slow_consumer_may_have_the_newest_ticker_of_each_market() {
     assert!(dropped > 20_000, "it was slow: {dropped}");
     assert_eq!(summary["ledger"]["covered"], dropped);
     assert!(summary["uncovered_market_seconds"].as_f64().unwrap() > 0.0, "{summary}");
+}
+
+#[test]
+fn books_a_slow_consumer_puts_out_of_step_are_back_at_the_end() {
+    let summary = demo("--slow-consumer 0.1 --gap-policy resnapshot --duration 4s");
+    assert!(count(&summary["recovery_snapshots"]) > 100, "{summary}");
+    assert_eq!(summary["suspect_markets"], 0);
+}
+
+#[test]
+fn books_out_of_step_when_ctrl_c_comes_are_back_at_the_end() {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_kalshi-feed"))
+        .args(["demo", "--markets", "200", "--duration", "0"])
+        .args(["--drop-rate", "0.05", "--gap-policy", "resubscribe"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
+    let is_amid_a_recovery =
+        |line: &String| line.contains(" suspect, ") && !line.contains(" 0 suspect, ");
+    let found = lines.any(|line| is_amid_a_recovery(&line));
+    let told = Command::new("kill").args(["-INT", &child.id().to_string()]).status();
+    assert!(found && told.unwrap().success());
+    let said: Vec<_> = lines.collect();
+    let output = child.wait_with_output().unwrap();
+    let shown = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(0), "{said:?} {shown}");
+    assert!(shown.contains(" reopened, 0 markets suspect"), "{shown}");
 }
 
 #[test]
