@@ -3,13 +3,57 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use kalshi_feed::{ConnId, Handle, Role};
+use kalshi_feed::{ConnId, Continuity, Handle, RawMessage, Role, Seq, Untold};
 use serde::Serialize;
 
 use crate::roster::{Member, Roster};
 
-/// Tickers whose snapshot was delivered, by connection and epoch.
-pub(crate) type Snapshots = BTreeMap<(u16, u32), BTreeSet<String>>;
+/// What order-book connections brought, by connection and epoch.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Books(BTreeMap<(u16, u32), Brought>);
+
+/// What a connection brought in an epoch.
+#[derive(Clone, Debug, Default)]
+struct Brought {
+    /// Tickers whose snapshot was delivered.
+    snapshots: BTreeSet<String>,
+    /// Messages that were told as lost.
+    lost: u64,
+}
+
+impl Books {
+    /// A message of an order-book connection was delivered.
+    pub(crate) fn delivered(&mut self, message: &RawMessage) {
+        let of = (message.conn_id.number(), message.epoch.number());
+        if message.gap_size > 0 {
+            self.lost(of, lost_since(message.continuity, message.seq, message.gap_size));
+        }
+        if let Some(ticker) = snapshot_ticker(&message.data) {
+            self.0.entry(of).or_default().snapshots.insert(ticker.to_owned());
+        }
+    }
+
+    /// What the engine reported at its stop. Without a sid it is what an earlier epoch left.
+    pub(crate) fn owed(&mut self, untold: &Untold) {
+        if untold.sid.is_some() {
+            self.lost((untold.conn_id.number(), untold.epoch.number()), untold.messages);
+        }
+    }
+
+    fn lost(&mut self, of: (u16, u32), messages: u64) {
+        let lost = &mut self.0.entry(of).or_default().lost;
+        *lost = lost.saturating_add(messages);
+    }
+}
+
+/// How many of those a message tells as lost were of its own epoch: the first of a sequence tells
+/// what earlier epochs left as well, and its own can be no more than the numbers before it.
+fn lost_since(continuity: Continuity, seq: Option<Seq>, gap_size: u64) -> u64 {
+    match continuity {
+        Continuity::First => gap_size.min(seq.map_or(0, Seq::number).saturating_sub(1)),
+        _ => gap_size,
+    }
+}
 
 /// What came of a cut.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -24,16 +68,18 @@ pub(crate) struct CutResult {
     pub(crate) markets: usize,
     /// Of those, with a snapshot in the new epoch.
     pub(crate) snapshots: usize,
+    /// Of the others, so many may be among the messages their connections told as lost since.
+    pub(crate) excused: usize,
     /// Returns to live since the cut.
     pub(crate) reconnects: u64,
 }
 
 impl CutResult {
-    /// Whether everything came back. Of messages that were lost and told, so many, each may have
-    /// been a snapshot.
-    pub(crate) fn is_whole(&self, lost: u64) -> bool {
-        let lacking = u64::try_from(self.markets.saturating_sub(self.snapshots));
-        let excused = lacking.is_ok_and(|lacking| lacking <= lost);
+    /// Whether everything came back, or was told as lost. Of messages whose loss nobody could
+    /// notice, so many, each may have been a snapshot, too.
+    pub(crate) fn is_whole(&self, unnoticed: u64) -> bool {
+        let lacking = self.markets.saturating_sub(self.snapshots).saturating_sub(self.excused);
+        let excused = u64::try_from(lacking).is_ok_and(|lacking| lacking <= unnoticed);
         self.cut == self.requested && self.live_again == self.cut && excused
     }
 }
@@ -80,18 +126,14 @@ impl Cut {
         self.done
     }
 
-    /// What came of it, by where the markets are now and the snapshots the consumer saw.
+    /// What came of it, by where the markets are now and what the consumer saw.
     pub(crate) fn result(
         &self,
         roster: &Roster,
         now: &BTreeSet<(ConnId, String)>,
-        snapshots: &Snapshots,
+        books: &Books,
         reconnects: u64,
     ) -> CutResult {
-        let epochs: BTreeMap<ConnId, u32> =
-            self.members.iter().map(|member| (member.conn, member.epoch)).collect();
-        // Markets that ended or moved meanwhile are no longer theirs to bring back.
-        let markets = self.markets.iter().filter(|market| now.contains(market));
         let mut result = CutResult {
             requested: self.requested,
             cut: self.done,
@@ -99,12 +141,24 @@ impl Cut {
             reconnects: reconnects.saturating_sub(self.reconnects_before),
             ..CutResult::default()
         };
-        for (conn, ticker) in markets {
-            result.markets += 1;
-            let first = epochs.get(conn).map_or(0, |epoch| epoch.saturating_add(1));
-            let later = snapshots.range((conn.number(), first)..=(conn.number(), u32::MAX));
-            let mut tickers = later.map(|(_, tickers)| tickers);
-            result.snapshots += usize::from(tickers.any(|tickers| tickers.contains(ticker)));
+        for member in &self.members {
+            let conn = member.conn.number();
+            let later = (conn, member.epoch.saturating_add(1))..=(conn, u32::MAX);
+            let later: Vec<_> = books.0.range(later).map(|(_, brought)| brought).collect();
+            // Markets that ended or moved meanwhile are no longer theirs to bring back.
+            let theirs =
+                |market: &&(ConnId, String)| market.0 == member.conn && now.contains(*market);
+            let has = |(_, ticker): &&(ConnId, String)| {
+                later.iter().any(|brought| brought.snapshots.contains(ticker))
+            };
+            let markets = self.markets.iter().filter(theirs).count();
+            let snapshots = self.markets.iter().filter(theirs).filter(has).count();
+            let lost = later.iter().fold(0, |sum: u64, brought| sum.saturating_add(brought.lost));
+            let lost = usize::try_from(lost).unwrap_or(usize::MAX);
+            result.markets += markets;
+            result.snapshots += snapshots;
+            // Each message that was lost may have been a snapshot.
+            result.excused += markets.saturating_sub(snapshots).min(lost);
         }
         result
     }
@@ -136,7 +190,7 @@ fn choose(count: usize, spare: bool, mut live: Vec<Member>) -> Vec<Member> {
 }
 
 /// The ticker of an order-book snapshot; `None` for other frames.
-pub(crate) fn snapshot_ticker(data: &[u8]) -> Option<&str> {
+fn snapshot_ticker(data: &[u8]) -> Option<&str> {
     const TYPE: &[u8] = b"{\"type\":\"orderbook_snapshot\"";
     const TICKER: &[u8] = b"\"market_ticker\":\"";
     if !data.starts_with(TYPE) {
@@ -212,15 +266,48 @@ mod tests {
             reconnects_before: 3,
         };
         let now = BTreeSet::from([market("A"), market("B"), market("NEW")]);
-        let seen = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect();
-        let conn = before.conn.number();
-        let mut snapshots = Snapshots::from([((conn, 1), seen(&["A", "B"]))]);
-        snapshots.insert((conn, 2), seen(&["A"]));
-        let result = cut.result(&roster, &now, &snapshots, 4);
+        let mut books = Books::default();
+        let mut see = |epoch: u32, names: &[&str]| {
+            let names = names.iter().map(|&name| name.to_owned());
+            books.0.entry((before.conn.number(), epoch)).or_default().snapshots.extend(names);
+            cut.result(&roster, &now, &books, 4)
+        };
+        see(1, &["A", "B"]);
+        let result = see(2, &["A"]);
         assert_eq!((result.markets, result.snapshots, result.reconnects), (2, 1, 1));
         assert!(!result.is_whole(0));
-        assert!(result.is_whole(1), "it may be the one that was lost");
-        snapshots.insert((conn, 2), seen(&["A", "B"]));
-        assert!(cut.result(&roster, &now, &snapshots, 4).is_whole(0));
+        assert!(result.is_whole(1), "it may be the one whose loss nobody could notice");
+        assert!(see(2, &["B"]).is_whole(0));
+    }
+
+    #[test]
+    fn a_snapshot_may_be_what_its_own_connection_lost_since_the_cut() {
+        let (before, other) = (pool().remove(10), pool().remove(11));
+        let market = |member: Member, name: &str| (member.conn, name.to_owned());
+        let markets = vec![market(before, "A"), market(before, "B"), market(other, "C")];
+        let now = markets.iter().cloned().collect();
+        let members = vec![before, other];
+        let cut = Cut { requested: 2, done: 2, members, markets, reconnects_before: 0 };
+        let roster = Roster::default();
+        let mut books = Books::default();
+        let mut lose = |member: Member, epoch: u32, messages: u64| {
+            books.lost((member.conn.number(), epoch), messages);
+            let result = cut.result(&roster, &now, &books, 2);
+            assert_eq!((result.markets, result.snapshots), (3, 0));
+            result.excused
+        };
+        assert_eq!(lose(before, 1, 9), 0, "that was before");
+        assert_eq!(lose(before, 2, 1), 1);
+        assert_eq!(lose(before, 3, 9), 2, "there were no more");
+        assert_eq!(lose(other, 2, 1), 3);
+    }
+
+    #[test]
+    fn what_an_earlier_epoch_left_was_lost_before() {
+        let seq = |number| Some(Seq::new(number));
+        assert_eq!(lost_since(Continuity::First, seq(1), 50), 0);
+        assert_eq!(lost_since(Continuity::First, seq(4), 50), 3);
+        assert_eq!(lost_since(Continuity::First, None, 50), 0);
+        assert_eq!(lost_since(Continuity::Gap, seq(4), 2), 2);
     }
 }

@@ -16,7 +16,7 @@ use kalshi_feed::{
 use crate::account::Account;
 use crate::args::Demo;
 use crate::consumer::{self, Consumed, Handler};
-use crate::cut::{self, Cut, CutResult, Snapshots};
+use crate::cut::{self, Books, Cut, CutResult};
 use crate::failure::Failure;
 use crate::interrupt::Interrupt;
 use crate::latency::{Latency, LiveLatency, delta_time};
@@ -64,7 +64,7 @@ pub(crate) fn run(flags: &Demo) -> Result<(), Failure> {
     outcome.verdict()
 }
 
-/// Takes the messages: account, latencies, snapshots.
+/// Takes the messages: account, latencies, books.
 #[derive(Debug)]
 struct Taker {
     account: Account,
@@ -72,16 +72,18 @@ struct Taker {
     /// Whether receive times are the kernel's, and not those of the reads the ages count from.
     arrivals: bool,
     /// Only when there is a cut to judge.
-    snapshots: Option<Snapshots>,
+    books: Option<Books>,
     /// Only when it is to be slow.
     throttle: Option<Throttle>,
 }
 
 impl Handler for Taker {
     fn message(&mut self, message: &RawMessage, age: Duration) -> Result<(), Failure> {
-        let (conn, epoch) = (message.conn_id.number(), message.epoch.number());
         self.account.delivered(message);
         if message.role == Role::Orderbook {
+            if let Some(books) = &mut self.books {
+                books.delivered(message);
+            }
             if let Some(made) = delta_time(&message.data) {
                 // Both clocks are this machine's: earlier than made only by their resolution.
                 let since = |time: SystemTime| time.duration_since(made).unwrap_or_default();
@@ -90,10 +92,6 @@ impl Handler for Taker {
                 } else {
                     since(message.received_at.wall).saturating_add(age)
                 });
-            } else if let Some(snapshots) = &mut self.snapshots
-                && let Some(ticker) = cut::snapshot_ticker(&message.data)
-            {
-                snapshots.entry((conn, epoch)).or_default().insert(ticker.to_owned());
             }
         }
         if let Some(throttle) = &mut self.throttle {
@@ -271,9 +269,9 @@ impl Session {
         report.untold.iter().for_each(|untold| self.account.owed(untold));
         let cut = (flags.cut > 0).then(|| match &self.cut {
             Some(cut) => {
-                let snapshots = consumed.handler.snapshots.as_ref();
-                let none = Snapshots::new();
-                cut.result(&live_roster, &assigned, snapshots.unwrap_or(&none), live.reconnects)
+                let mut books = consumed.handler.books.clone().unwrap_or_default();
+                report.untold.iter().for_each(|untold| books.owed(untold));
+                cut.result(&live_roster, &assigned, &books, live.reconnects)
             }
             None => CutResult { requested: flags.cut, ..CutResult::default() },
         });
@@ -339,7 +337,7 @@ fn spawn_consumer(
         account,
         wire: Latency::new(),
         arrivals: flags.engine.tuning.kernel_timestamps,
-        snapshots: (flags.cut > 0).then(Snapshots::new),
+        books: (flags.cut > 0).then(Books::default),
         throttle: throttle.0,
     };
     let thread = consumer::spawn(messages, taker, (!flags.json).then(|| live.clone()))
@@ -402,12 +400,12 @@ impl Outcome {
                 self.roster.refusal()
             ));
         }
-        let lost = self.last.messages_dropped.saturating_add(self.last.messages_missed);
-        if let Some(cut) = self.cut.filter(|cut| !cut.is_whole(lost)) {
+        let unnoticed = self.verdict.undetectable;
+        if let Some(cut) = self.cut.filter(|cut| !cut.is_whole(unnoticed)) {
             wrong.push(format!(
                 "of {} connections to cut {} were cut and {} came back, {} of {} markets had a new \
-                 snapshot, and {lost} messages were lost",
-                cut.requested, cut.cut, cut.live_again, cut.snapshots, cut.markets
+                 snapshot and {} others may have lost it",
+                cut.requested, cut.cut, cut.live_again, cut.snapshots, cut.markets, cut.excused
             ));
         }
         if live.recovery.suspect_markets > 0 {
