@@ -64,7 +64,8 @@ pub(crate) struct Demo {
     /// Traffic: paced, burst (as fast as the sockets take it) or quiet.
     #[arg(long, default_value_t = Mode::Paced)]
     pub(crate) mode: Mode,
-    /// Connections of all roles to reset in the middle of the run.
+    /// Connections of all roles to reset in the middle of the run: 150 at most, 147 with
+    /// --arbitrate first-wins, where one line of each pair lives on.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) cut: usize,
     /// Take messages at this part of the speed they come at, such as 0.1, until the traffic ends.

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use kalshi_feed::{ConnId, Continuity, Handle, RawMessage, Role, Seq, Untold};
+use kalshi_feed::{ConnId, Continuity, Handle, PoolLayout, RawMessage, Role, Seq, Untold};
 use serde::Serialize;
 
 use crate::roster::{Member, Roster};
@@ -58,7 +58,7 @@ fn lost_since(continuity: Continuity, seq: Option<Seq>, gap_size: u64) -> u64 {
 /// What came of a cut.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub(crate) struct CutResult {
-    /// Connections asked for.
+    /// Connections asked for, of those that can be cut.
     pub(crate) requested: usize,
     /// Connections reset.
     pub(crate) cut: usize,
@@ -172,6 +172,14 @@ pub(crate) fn assigned(handle: &Handle) -> BTreeSet<(ConnId, String)> {
     handle.assignments().iter().filter_map(place).collect()
 }
 
+/// How many connections can be cut.
+pub(crate) fn most(spare: bool) -> usize {
+    let layout = PoolLayout::default();
+    let pairs = Role::ALL.into_iter().filter(|role| role.is_global()).count();
+    let books = layout.iter().filter(|&(_, role)| role == Role::Orderbook).count();
+    if spare { books + pairs } else { layout.connections() }
+}
+
 /// One of each role first, then evenly over the rest.
 fn choose(count: usize, spare: bool, mut live: Vec<Member>) -> Vec<Member> {
     let mut chosen = Vec::new();
@@ -207,7 +215,7 @@ mod tests {
     use super::*;
 
     fn pool() -> Vec<Member> {
-        let layout = kalshi_feed::PoolLayout::default();
+        let layout = PoolLayout::default();
         let member = |(conn, role): (ConnId, Role)| Member {
             conn,
             role,
@@ -232,7 +240,7 @@ mod tests {
     #[test]
     fn one_line_of_each_pair_can_be_spared() {
         let chosen = choose(400, true, pool());
-        assert_eq!(chosen.len(), 147);
+        assert_eq!((chosen.len(), most(true), most(false)), (147, 147, 150));
         for role in [Role::Ticker, Role::Trade, Role::Lifecycle] {
             assert_eq!(chosen.iter().filter(|member| member.role == role).count(), 1);
         }

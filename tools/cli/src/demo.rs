@@ -196,7 +196,8 @@ impl Session {
                 let exchange = &self.exchange;
                 let reset = |addresses: &[_]| exchange.cut(addresses);
                 let spare = self.account.is_merged();
-                self.cut = Some(Cut::make(flags.cut, spare, &self.roster, &self.handle, reset));
+                let count = to_cut(flags);
+                self.cut = Some(Cut::make(count, spare, &self.roster, &self.handle, reset));
             }
             if whole_at.take_if(|at| *at <= now).is_some() {
                 self.exchange.clear_data_faults();
@@ -273,7 +274,7 @@ impl Session {
                 report.untold.iter().for_each(|untold| books.owed(untold));
                 cut.result(&live_roster, &assigned, &books, live.reconnects)
             }
-            None => CutResult { requested: flags.cut, ..CutResult::default() },
+            None => CutResult { requested: to_cut(flags), ..CutResult::default() },
         });
         self.account.merge(consumed.handler.account.clone());
         self.account.merge(account);
@@ -343,6 +344,11 @@ fn spawn_consumer(
     let thread = consumer::spawn(messages, taker, (!flags.json).then(|| live.clone()))
         .map_err(|error| Failure::job(format!("cannot start the consumer: {error}")))?;
     Ok((thread, throttle.1.unwrap_or_default()))
+}
+
+/// How many connections to cut.
+fn to_cut(flags: &Demo) -> usize {
+    flags.cut.min(cut::most(flags.policies.is_merged()))
 }
 
 /// How long frames are dropped in a run of this length.

@@ -122,6 +122,14 @@ fn redundant_lines_become_one_stream_whose_gaps_are_those_of_both() {
 }
 
 #[test]
+fn one_line_of_each_redundant_pair_is_spared_and_asked_for_by_nobody() {
+    let summary = demo("--arbitrate first-wins --cut 150 --rate 1000 --duration 8s");
+    let cut = &summary["cut"];
+    assert_eq!((count(&cut["requested"]), count(&cut["live_again"])), (147, 147), "{cut}");
+    assert_eq!((&cut["snapshots"], &cut["excused"]), (&cut["markets"], &0.into()));
+}
+
+#[test]
 fn a_slow_consumer_of_arbitrated_lines_is_told_of_every_message_it_did_not_get() {
     let summary = demo("--arbitrate first-wins --slow-consumer 0.1 --duration 4s");
     let dropped = count(&summary["messages_dropped"]);
