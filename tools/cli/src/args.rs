@@ -179,7 +179,8 @@ pub(crate) struct Engine {
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Tuning")]
 pub(crate) struct Tuning {
-    /// Reads of up to 64 KiB one connection may have before the others' turn. Default: 1.
+    /// Reads of up to 96 KiB (64 KiB with --kernel-timestamps) one connection may have before the
+    /// others' turn. Default: 1.
     #[arg(long, value_name = "READS")]
     pub(crate) turn_budget: Option<usize>,
     /// Receive buffer of each socket, SO_RCVBUF. Default: the kernel sizes it.
