@@ -237,7 +237,7 @@ settings! {
     #[serde(with = "humantime_serde")]
     arbitration_window: Duration = Duration::from_millis(500);
     /// Messages of each pair remembered (for 10 s at most), so that second copies are known as
-    /// such; each takes about 150 bytes. Default: 65,536.
+    /// such; each takes about 250 bytes. Default: 65,536.
     arbitration_messages: usize = 1 << 16;
     /// Messages waiting for the host. Default: 10,000.
     message_buffer: usize = 10_000;

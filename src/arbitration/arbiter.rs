@@ -83,6 +83,7 @@ impl Arbiter {
     /// A line is live.
     pub(crate) fn up(&mut self, line: Line, counters: &ArbitrationCounters) {
         let lost = self.coverage.up(line);
+        self.coverage.begins_now(line);
         self.lose(lost, counters);
     }
 
@@ -149,17 +150,21 @@ impl Arbiter {
         counters: &ArbitrationCounters,
     ) -> bool {
         let old = matches!(entry.continuity, Continuity::Duplicate | Continuity::Backward);
-        let spot = self.pass(line, entry, old, now, counters);
+        let mut spot = self.pass(line, entry, old, now, counters);
         let Some(identity) = self.identities.of(self.role, text) else { return true };
         let once = entry.seq.is_none() && self.role == Role::Ticker;
-        let manner = if old || once { Manner::Repeatable } else { Manner::Fresh };
+        let behind = entry.seq.map_or(0, |seq| self.behind(line, seq));
+        if old {
+            spot = self.coverage.old(line, behind, now);
+        }
         let (own, others) =
             (counters.line(self.role, line), counters.line(self.role, line.other()));
         // Trades have an id each; a market may be paused twice, in the same words.
         let repeats = self.role == Role::Lifecycle;
-        let behind = entry.seq.map_or(0, |seq| self.behind(line, seq));
-        let coverage = &self.coverage;
-        let kin = |first| if repeats { coverage.kin(line, behind, first) } else { Kin::Likely };
+        let is_fresh = !once && !old || repeats && self.coverage.awaits(line, spot);
+        let manner = if is_fresh { Manner::Fresh } else { Manner::Repeatable };
+        let coverage = &mut self.coverage;
+        let kin = |first| if repeats { coverage.kin(line, spot, first) } else { Kin::Unknown };
         match self.window.meet(identity, line, manner, spot, kin) {
             Copy::First => {
                 own.inspect(|own| own.first.add(1));
@@ -227,8 +232,9 @@ impl Arbiter {
         let left = entry.gap_size.saturating_sub(missing);
         let (_, lost) = self.coverage.pass(line, left, false, now);
         let lost = lost.saturating_add(self.coverage.down(line));
+        // What the other line brought last may come on the new one, too.
+        let lost = lost.saturating_add(self.coverage.up(line));
         self.lose(lost, counters);
-        self.up(line, counters);
         missing
     }
 

@@ -6,7 +6,11 @@
 //!
 //! Slots that were no messages (a lost acknowledgement) show as lines that count differently to the
 //! same message. Where one lies in a hole beside what the other line lost, it may be told as lost,
-//! too; nothing that is lost goes untold. Pure: no contents, no clock.
+//! too; nothing that is lost goes untold.
+//!
+//! Its numbers tell messages in the same words apart (a market paused, resumed, paused). They
+//! cannot where a line lost all that came between the two: then those are taken for one, and what
+//! is told about there may be wrong. Pure: no contents, no clock.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -24,6 +28,8 @@ const ROOM: u64 = 1 << 32;
 const ABSENCES_MAX: usize = 8;
 /// Holes of one line that wait; beyond that the oldest waits no longer.
 const HOLES_MAX: usize = 1_024;
+/// Messages in a row that look like others of the same words, all as far apart: they are not.
+const SHIFTED_AFTER: u32 = 8;
 /// Slots a line may miss at once and catch up on. Only nonsense says more; what is beyond is lost
 /// at once, so that no number runs over.
 const MISSING_MAX: u64 = 1 << 40;
@@ -67,6 +73,10 @@ struct Track {
     holes: VecDeque<Hole>,
     /// The same by slots, until `base` is known.
     unplaced: VecDeque<Hole>,
+    /// Holes that waited for as long as they may. The other line may come to them yet.
+    given_up: VecDeque<Hole>,
+    /// Up to here the other line had come before this stint: nothing of that comes on this one.
+    floor: u64,
 }
 
 #[derive(Debug)]
@@ -74,13 +84,15 @@ pub(super) struct Coverage {
     tracks: [Track; 2],
     /// The number of the last message both lines brought: up to there they count alike.
     common: u64,
+    /// By how much the numbers of the same words differed last, and how often in a row.
+    apart: (u64, u32),
     window: Duration,
 }
 
 impl Coverage {
     /// Holes wait for the other line as long as this.
     pub(super) fn new(window: Duration) -> Self {
-        Self { tracks: Default::default(), common: 0, window }
+        Self { tracks: Default::default(), common: 0, apart: (0, 0), window }
     }
 
     fn track(&mut self, line: Line) -> (&mut Track, &mut Track) {
@@ -112,8 +124,14 @@ impl Coverage {
         lost = own.abandon().saturating_add(lost);
         own.live = true;
         own.stint = own.stint.wrapping_add(1);
-        (own.slot, own.base) = (0, None);
+        (own.slot, own.base, own.floor) = (0, None, 0);
         lost
+    }
+
+    /// A line that is just up has not subscribed yet: what the other brought so far it will not.
+    pub(super) fn begins_now(&mut self, line: Line) {
+        let (own, other) = self.track(line);
+        own.floor = other.reach;
     }
 
     /// A line is gone; says how many holes are lost with it, because nobody is left to place them.
@@ -198,28 +216,33 @@ impl Coverage {
     /// The pair's number of what a line brought there, as far as known.
     fn number(&self, line: Line, spot: Spot) -> Option<u64> {
         let track = self.tracks.get(line.index()).filter(|track| track.stint == spot.stint);
-        let placed = track.and_then(|track| track.base).map(|base| base.wrapping_add(spot.slot));
-        placed.or(Some(spot.number)).filter(|&number| spot.slot > 0 && number > 0)
+        let placed = track.filter(|_| spot.slot > 0).and_then(|track| track.base);
+        let number = placed.map_or(spot.number, |base| base.wrapping_add(spot.slot));
+        Some(number).filter(|&number| number > 0)
     }
 
-    /// How what a line brings, so far behind its last, lies to what the other brought at `first`
-    /// in the same words. Where numbers differ it is another message if the one line is known to
-    /// lack what the other brought; if not, slots that were no messages have shifted them.
-    pub(super) fn kin(&self, line: Line, behind: u64, first: Spot) -> Kin {
-        let [a, b] = &self.tracks;
-        let (own, other) = if line == Line::A { (a, b) } else { (b, a) };
-        let own_number = own.base.map(|base| base.wrapping_add(own.slot).wrapping_sub(behind));
-        match (own_number, self.number(line.other(), first)) {
-            (Some(own_number), Some(number)) if own_number == number => Kin::Same,
-            (_, Some(number)) if number <= self.common => Kin::Earlier,
-            (Some(own_number), Some(number)) if number < own_number && own.misses(number) => {
-                Kin::Earlier
-            }
-            (Some(own_number), Some(number)) if own_number < number && other.misses(own_number) => {
-                Kin::Later
-            }
-            _ => Kin::Likely,
-        }
+    /// How what a line brings at `spot` lies to what the other brought at `first` in the same
+    /// words. Where their numbers differ it is another message if the one line passed it for sure:
+    /// it is missing there, and something that line did bring lies between the two. A hole alone
+    /// proves nothing: slots that were no messages may have shifted the numbers, as they have when
+    /// one message after the other is as far apart.
+    pub(super) fn kin(&mut self, line: Line, spot: Spot, first: Spot) -> Kin {
+        let (number, first) = (self.number(line, spot), self.number(line.other(), first));
+        let common = self.common;
+        let (own, other) = self.track(line);
+        let kin = match (number, first) {
+            (Some(number), Some(first)) if number == first => Kin::Same,
+            (_, Some(first)) if first <= common.max(own.floor) => return Kin::Earlier,
+            (Some(number), Some(first)) if own.has_passed(first, number) => Kin::Earlier,
+            (Some(number), Some(first)) if other.has_passed(number, first) => Kin::Later,
+            (Some(_), Some(_)) => Kin::Shifted,
+            _ => return Kin::Unknown,
+        };
+        let apart = number.unwrap_or(0).wrapping_sub(first.unwrap_or(0));
+        let times = if self.apart.0 == apart { self.apart.1.saturating_add(1) } else { 1 };
+        self.apart = (apart, times);
+        let is_other = matches!(kin, Kin::Earlier | Kin::Later);
+        if is_other && times >= SHIFTED_AFTER { Kin::Shifted } else { kin }
     }
 
     /// A line brought what the other had brought at `first`: now it is known how their numbers lie
@@ -249,6 +272,23 @@ impl Coverage {
         };
         self.common = self.common.max(number);
         lost
+    }
+
+    /// Where a message with an old number lies, so far behind its line's last, as far as known: it
+    /// has no slot.
+    pub(super) fn old(&self, line: Line, behind: u64, at: Instant) -> Spot {
+        let track = self.tracks.get(line.index());
+        let number = track.and_then(|own| Some(own.base?.wrapping_add(own.slot)));
+        let number = number.map_or(0, |last| last.wrapping_sub(behind));
+        Spot { stint: track.map_or(0, |own| own.stint), slot: 0, number, at }
+    }
+
+    /// Whether a line has a hole there that waits.
+    pub(super) fn awaits(&self, line: Line, spot: Spot) -> bool {
+        let holes = self.tracks.get(line.index()).map(|own| &own.holes);
+        holes.is_some_and(|holes| {
+            holes.iter().any(|hole| (hole.first..=hole.last).contains(&spot.number))
+        })
     }
 
     /// A line brought with an old number, so far behind its last, what it had missed: a hole is one
@@ -289,6 +329,7 @@ impl Coverage {
                 own.holes.pop_front_if(|hole| hole.last <= common || !other.live || over(hole))
             {
                 lost = other.lacks(hole).saturating_add(lost);
+                own.give_up(hole, common);
             }
             while let Some(hole) = own.unplaced.pop_front_if(|hole| over(hole)) {
                 lost = hole.size().saturating_add(lost);
@@ -384,20 +425,46 @@ impl Track {
     fn correct(&mut self, number: u64) {
         self.base = Some(number.wrapping_sub(self.slot));
         self.reach = number;
-        while let Some(hole) = self.holes.back_mut().filter(|hole| hole.last >= number) {
-            if hole.first < number {
-                hole.last = number - 1;
-            } else {
-                self.holes.pop_back();
+        for holes in [&mut self.holes, &mut self.given_up] {
+            while let Some(hole) = holes.back_mut().filter(|hole| hole.last >= number) {
+                if hole.first < number {
+                    hole.last = number - 1;
+                } else {
+                    holes.pop_back();
+                }
             }
         }
     }
 
-    /// Whether it is known to have passed this number without it.
-    fn misses(&self, number: u64) -> bool {
-        let holes = self.holes.iter().map(|hole| (hole.first, hole.last));
-        let mut missed = holes.chain(self.absences.iter().copied());
-        missed.any(|(first, last)| (first..=last).contains(&number))
+    /// A hole waits no longer; the other line has come to `common`.
+    fn give_up(&mut self, hole: Hole, common: u64) {
+        while self.given_up.pop_front_if(|hole| hole.last <= common).is_some() {}
+        if hole.last > common {
+            self.given_up.push_back(hole);
+        }
+        if self.given_up.len() > HOLES_MAX {
+            self.given_up.pop_front();
+        }
+    }
+
+    /// Whether it is known to lack this number: it misses it, and brought one before `later`.
+    fn has_passed(&self, number: u64, later: u64) -> bool {
+        let brought = self.next_brought(number);
+        number < brought && brought < later
+    }
+
+    /// The first number from this one on that it is not known to miss.
+    fn next_brought(&self, number: u64) -> u64 {
+        let holes = self.holes.iter().chain(&self.given_up).map(|hole| (hole.first, hole.last));
+        let missing = holes.chain(self.absences.iter().copied());
+        let mut brought = number;
+        // Holes rarely touch.
+        while let Some((_, last)) =
+            missing.clone().find(|(first, last)| (first..=last).contains(&&brought))
+        {
+            brought = last.saturating_add(1);
+        }
+        brought
     }
 
     /// What of a hole of the other line this one did not bring either.

@@ -22,7 +22,8 @@ pub(super) struct Spot {
 /// How a message came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Manner {
-    /// With a number of its own: if its line brought the same before, it is told once more.
+    /// With a number its line has not brought yet: if that brought the same words before, they are
+    /// told once more.
     Fresh,
     /// With an old number, or with none on a channel where the same content is the same message.
     Repeatable,
@@ -38,13 +39,15 @@ pub(super) enum Copy {
     Again,
 }
 
-/// How what a line brings lies to what the other brought before with the same content.
+/// How what a line brings lies to what the other brought before in the same words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kin {
     /// The same message: it has the same number.
     Same,
-    /// The same, as far as can be known.
-    Likely,
+    /// There are no numbers to go by.
+    Unknown,
+    /// The numbers differ, and nothing says that the one line lacks what the other brought.
+    Shifted,
     /// The other's was an earlier message, whose second copy will not come any more.
     Earlier,
     /// The other's is a later message; it lacks this one.
@@ -106,7 +109,7 @@ impl Window {
         line: Line,
         manner: Manner,
         spot: Spot,
-        kin: impl Fn(Spot) -> Kin,
+        mut kin: impl FnMut(Spot) -> Kin,
     ) -> Copy {
         let seen = match self.seen.entry(identity) {
             Place::Vacant(place) => {
@@ -119,13 +122,14 @@ impl Window {
         };
         while let Some(first) = seen.waiting.oldest.filter(|_| seen.line != line) {
             match (kin(first), manner) {
-                (Kin::Later, Manner::Fresh) => return Copy::First,
-                (Kin::Earlier, _) => drop(seen.waiting.pop()),
-                (kin, _) => {
+                (kin @ (Kin::Same | Kin::Unknown), _) | (kin @ Kin::Shifted, Manner::Fresh) => {
                     seen.waiting.pop();
                     let is_clear = kin == Kin::Same || seen.waiting.oldest.is_none();
                     return Copy::Second(is_clear.then_some(first));
                 }
+                (Kin::Earlier, Manner::Fresh) => drop(seen.waiting.pop()),
+                (Kin::Later, Manner::Fresh) => return Copy::First,
+                (_, Manner::Repeatable) => return Copy::Again,
             }
         }
         if manner == Manner::Repeatable {
@@ -189,7 +193,7 @@ mod tests {
     fn the_first_copy_is_first_whoever_brings_it() {
         let mut window = Window::new(10);
         let mut meet = |identity, line, slot| {
-            window.meet(identity, line, Manner::Fresh, spot(slot), |_| Kin::Likely)
+            window.meet(identity, line, Manner::Fresh, spot(slot), |_| Kin::Unknown)
         };
         assert_eq!(meet(1, Line::A, 1), Copy::First);
         assert_eq!(meet(1, Line::B, 2), Copy::Second(Some(spot(1))));
@@ -201,7 +205,7 @@ mod tests {
     fn the_same_told_twice_under_two_numbers_is_two_messages() {
         let mut window = Window::new(10);
         let mut meet =
-            |line, slot| window.meet(7, line, Manner::Fresh, spot(slot), |_| Kin::Likely);
+            |line, slot| window.meet(7, line, Manner::Fresh, spot(slot), |_| Kin::Unknown);
         // Paused, resumed, paused: two of three say the same.
         assert_eq!([meet(Line::A, 1), meet(Line::A, 3)], [Copy::First; 2]);
         assert_eq!(meet(Line::B, 4), Copy::Second(None), "which of the two");
@@ -213,7 +217,7 @@ mod tests {
     fn the_same_number_twice_is_one_message() {
         let mut window = Window::new(10);
         let mut meet =
-            |line, manner, slot| window.meet(7, line, manner, spot(slot), |_| Kin::Likely);
+            |line, manner, slot| window.meet(7, line, manner, spot(slot), |_| Kin::Unknown);
         assert_eq!(meet(Line::A, Manner::Fresh, 1), Copy::First);
         assert_eq!(meet(Line::A, Manner::Repeatable, 0), Copy::Again);
         assert_eq!(meet(Line::B, Manner::Repeatable, 0), Copy::Second(Some(spot(1))));
@@ -254,9 +258,9 @@ mod tests {
     fn time_and_number_bound_it() {
         let mut window = Window::new(3);
         for slot in 1..=6 {
-            window.meet(slot, Line::A, Manner::Fresh, spot(slot), |_| Kin::Likely);
+            window.meet(slot, Line::A, Manner::Fresh, spot(slot), |_| Kin::Unknown);
         }
-        window.meet(2, Line::B, Manner::Fresh, spot(6), |_| Kin::Likely);
+        window.meet(2, Line::B, Manner::Fresh, spot(6), |_| Kin::Unknown);
         let forgotten = window.forget(None, |_, spot| spot.slot == 3);
         assert_eq!(forgotten, 1, "of three too many one had its second copy, one is passed");
         assert_eq!(window.len(), 3);
@@ -264,7 +268,7 @@ mod tests {
         assert_eq!(forgotten, 0, "time is not counted");
         assert_eq!((window.len(), window.seen.len()), (1, 1));
         assert_eq!(
-            window.meet(4, Line::B, Manner::Fresh, spot(7), |_| Kin::Likely),
+            window.meet(4, Line::B, Manner::Fresh, spot(7), |_| Kin::Unknown),
             Copy::First,
             "forgotten"
         );
@@ -273,13 +277,13 @@ mod tests {
     #[test]
     fn of_several_that_wait_the_oldest_is_forgotten() {
         let mut window = Window::new(10);
-        window.meet(7, Line::A, Manner::Fresh, spot(1), |_| Kin::Likely);
-        window.meet(7, Line::A, Manner::Fresh, spot(3), |_| Kin::Likely);
+        window.meet(7, Line::A, Manner::Fresh, spot(1), |_| Kin::Unknown);
+        window.meet(7, Line::A, Manner::Fresh, spot(3), |_| Kin::Unknown);
         window.forget(Some(spot(2).at), |_, _| false);
         assert_eq!(
-            window.meet(7, Line::B, Manner::Fresh, spot(4), |_| Kin::Likely),
+            window.meet(7, Line::B, Manner::Fresh, spot(4), |_| Kin::Unknown),
             Copy::Second(Some(spot(3)))
         );
-        assert_eq!(window.meet(7, Line::B, Manner::Fresh, spot(5), |_| Kin::Likely), Copy::First);
+        assert_eq!(window.meet(7, Line::B, Manner::Fresh, spot(5), |_| Kin::Unknown), Copy::First);
     }
 }

@@ -422,8 +422,22 @@ fn time_forgets_only_what_both_lines_could_have_brought() {
     pair.read(Line::A, 9, 0);
     (0..3).for_each(|_| pair.read(Line::B, 1, 0));
     assert_eq!(pair.delivered, [1, 2, 3, 4, 5, 6]);
+    // Nor where a line has never brought all that came.
+    (7..=8).for_each(|says| pair.send(says, NONE));
+    pair.down(Line::B);
+    pair.up(Line::B);
+    (9..=11).for_each(|says| pair.send(says, NONE));
+    pair.read(Line::A, 9, 0);
+    pair.read(Line::B, 1, 0);
+    for says in 12..=13 {
+        pair.later(60_000);
+        pair.send(says, NONE);
+        pair.read(Line::A, 9, 0);
+    }
+    pair.read(Line::B, 9, 0);
+    assert_eq!(pair.delivered, (1..=13).collect::<Vec<_>>());
     pair.later(11_000);
-    (7..=8).for_each(|says| {
+    (14..=15).for_each(|says| {
         pair.send(says, NONE);
         pair.read_all();
     });

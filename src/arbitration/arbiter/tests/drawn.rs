@@ -126,7 +126,12 @@ impl Account {
 }
 
 fn check(steps: &[Step]) -> Result<(), TestCaseError> {
-    let mut pair = Pair::new(Role::Trade);
+    // Numbers that shift and lines that reconnect make no other messages of what is the same.
+    [Role::Trade, Role::Lifecycle].into_iter().try_for_each(|role| check_role(role, steps))
+}
+
+fn check_role(role: Role, steps: &[Step]) -> Result<(), TestCaseError> {
+    let mut pair = Pair::new(role);
     let mut account = Account::new();
     account.take(&mut pair, Step::Send(NONE));
     pair.read_all();
@@ -143,9 +148,12 @@ fn check(steps: &[Step]) -> Result<(), TestCaseError> {
     }
     let mut times = BTreeMap::new();
     pair.delivered.iter().for_each(|says| *times.entry(*says).or_insert(0) += 1);
-    prop_assert!(times.values().all(|&times| times == 1), "twice: {times:?}");
+    // Where words may be repeated, numbers that shift may make two messages of one.
+    let once = role == Role::Trade || account.replies == 0;
+    prop_assert!(!once || times.values().all(|&times| times == 1), "twice: {times:?}");
     let reached = account.sent - crate::ids::widen(account.lost_on_all.len());
-    prop_assert_eq!(crate::ids::widen(times.len()) + account.dropped, reached);
+    let accounted = crate::ids::widen(times.len()) + account.dropped;
+    prop_assert!(accounted == reached || !once && accounted > reached, "{accounted} of {reached}");
     let told = pair.told + pair.finish();
     let (lost, most) = (account.lost(), account.most_told());
     prop_assert!((lost..=most).contains(&told), "{told} of {lost}");
