@@ -9,6 +9,7 @@
 
 use std::hash::{BuildHasher, RandomState};
 use std::ops::Range;
+use std::time::Instant;
 
 use hashbrown::HashTable;
 
@@ -153,6 +154,11 @@ impl Conflated {
 
     pub(crate) fn is_empty(&self) -> bool {
         self.index.is_empty()
+    }
+
+    /// When the first of them was read.
+    pub(crate) fn first_read(&self) -> Option<Instant> {
+        self.node(self.head).map(|node| node.stamp.mono)
     }
 
     /// Takes messages in, in their order.

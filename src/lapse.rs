@@ -27,30 +27,39 @@ pub(crate) struct Lapse {
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Lapses {
     now: Option<(Lapse, Instant)>,
+    /// When the one before it ended, and whose it was: no time of it is told again.
+    before: Option<(Instant, Option<Sid>)>,
 }
 
 impl Lapses {
     /// Messages were missing before one that was read at `at`; the last one before them was read at
     /// `since`.
     pub(crate) fn missed(&mut self, sid: Option<Sid>, messages: u64, since: Instant, at: Stamp) {
-        let before = at.mono.saturating_duration_since(since);
-        let start = at.wall.checked_sub(before).unwrap_or(at.wall);
-        self.note(Lapse { start, end: at.wall, sid, missed: messages, dropped: 0 }, at.mono);
+        let (start, end) = (self.start(sid, since, at), at.wall);
+        self.note(Lapse { start, end, sid, missed: messages, dropped: 0 }, at.mono);
     }
 
-    /// Messages that were read at `at` found no room.
-    pub(crate) fn dropped(&mut self, entries: &[Entry], at: Stamp) {
+    /// Messages that were read at `at` found no room; they came after `since`.
+    pub(crate) fn dropped(&mut self, entries: &[Entry], since: Instant, at: Stamp) {
         let (first, dropped) = (entries.first(), widen(entries.len()));
         let sid = first.and_then(|entry| entry.sid);
         let sid = sid.filter(|_| entries.iter().all(|entry| entry.sid == sid));
-        let lapse = Lapse { start: at.wall, end: at.wall, sid, missed: 0, dropped };
-        self.note(lapse, at.mono);
+        let (start, end) = (self.start(sid, since, at), at.wall);
+        self.note(Lapse { start, end, sid, missed: 0, dropped }, at.mono);
     }
 
     /// The same of messages of which only the number is known.
-    pub(crate) fn dropped_some(&mut self, dropped: u64, at: Stamp) {
-        let (start, end) = (at.wall, at.wall);
+    pub(crate) fn dropped_some(&mut self, dropped: u64, since: Instant, at: Stamp) {
+        let (start, end) = (self.start(None, since, at), at.wall);
         self.note(Lapse { start, end, sid: None, missed: 0, dropped }, at.mono);
+    }
+
+    /// On the wall clock, a time before `at`.
+    fn start(&self, sid: Option<Sid>, since: Instant, at: Stamp) -> SystemTime {
+        let same = |&(_, before): &(Instant, Option<Sid>)| before.is_none() || before == sid;
+        let since = self.before.filter(same).map_or(since, |(end, _)| end.max(since));
+        let earlier = at.mono.saturating_duration_since(since);
+        at.wall.checked_sub(earlier).unwrap_or(at.wall)
     }
 
     fn note(&mut self, lapse: Lapse, at: Instant) {
@@ -77,7 +86,9 @@ impl Lapses {
 
     /// The present lapse, over or not.
     pub(crate) fn finish(&mut self) -> Option<Lapse> {
-        self.now.take().map(|(lapse, _)| lapse)
+        let (lapse, last) = self.now.take()?;
+        self.before = Some((last, lapse.sid));
+        Some(lapse)
     }
 }
 
@@ -98,7 +109,7 @@ mod tests {
         assert_eq!((lapses.due(), lapses.finish()), (None, None));
         lapses.missed(one, 3, at(100).mono, at(400));
         let entry = Entry::next(0..1, Sid::new(1), Seq::new(1));
-        lapses.dropped(&[entry; 5], at(1_200));
+        lapses.dropped(&[entry; 5], at(900).mono, at(1_200));
         assert_eq!(lapses.take(at(2_199).mono), None);
         let lapse =
             Lapse { start: at(100).wall, end: at(1_200).wall, sid: one, missed: 3, dropped: 5 };
@@ -107,5 +118,12 @@ mod tests {
         lapses.missed(two, 1, at(5_050).mono, at(5_200));
         let both = lapses.finish().unwrap();
         assert_eq!((both.sid, both.missed, both.start), (None, 2, at(5_000).wall));
+        lapses.dropped(&[entry], at(7_000).mono, at(9_000));
+        let dropped = lapses.finish().unwrap();
+        assert_eq!((dropped.start, dropped.end), (at(7_000).wall, at(9_000).wall));
+        for (sid, start) in [(one, 9_000), (two, 7_000)] {
+            lapses.missed(sid, 1, at(7_000).mono, at(11_000));
+            assert_eq!(lapses.finish().unwrap().start, at(start).wall, "no time is told twice");
+        }
     }
 }

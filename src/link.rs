@@ -26,6 +26,7 @@ use crate::stats::ShardCounters;
 use crate::suspicion::{Suspicion, SuspicionSettings};
 use crate::timer::{Moment, after, earlier};
 use crate::transport::Sent;
+use losses::Came;
 use sids::{Over, Sids};
 
 /// A sign of life is sent this often while reading is held back.
@@ -99,9 +100,8 @@ pub(crate) struct Link {
     settings: LinkSettings,
     phase: Phase,
     last_inbound: Instant,
-    /// When the link began, when data last came (or then), and what was lost lately.
-    began: Instant,
-    data_at: Instant,
+    /// When data came, and what was lost lately.
+    came: Came,
     pub(crate) lapses: Lapses,
     /// Since when the peer takes none of our bytes.
     blocked_since: Option<Instant>,
@@ -142,8 +142,7 @@ impl Link {
             settings,
             phase: Phase::Open,
             last_inbound: now,
-            began: now,
-            data_at: now,
+            came: Came::new(now),
             lapses: Lapses::default(),
             blocked_since: None,
             held: None,
@@ -170,7 +169,7 @@ impl Link {
         counters.messages_received.add(widen(batch.entries.len()));
         if !batch.entries.is_empty() {
             self.heard = true;
-            self.data_at = batch.received_at.mono;
+            self.came.last = batch.received_at.mono;
             notes.extend(self.pulse.take(batch, counters).map(Note::Sign));
         }
         if self.framer.frames() > frames {
@@ -558,36 +557,11 @@ impl Link {
             _ => Ok(()),
         }
     }
-
-    /// Gives back messages that were not handed over.
-    pub(crate) fn dropped(&mut self, entries: &[Entry], at: Stamp, counters: &ShardCounters) {
-        self.lapses.dropped(entries, at);
-        counters.messages_dropped.add(widen(entries.len()));
-        for entry in entries {
-            match entry.sid {
-                Some(sid) => self.sequences.give_back(sid, entry.mark()),
-                None => self.sequences.owe(entry.mark().debt()),
-            }
-            if let (Some(sid), Some(seq), 1..) = (entry.sid, entry.seq, entry.mark().debt()) {
-                self.gap(sid, seq, at.mono);
-            }
-        }
-    }
-
-    /// The time before which nothing was missing yet. Nobody keeps when each of many subscriptions
-    /// last had data: then all of the link's time is in doubt.
-    fn lost_since(&self) -> Instant {
-        let many = self.settings.single_sids > 0 && self.role == Role::Orderbook;
-        if many { self.began } else { self.data_at }
-    }
-
-    /// When data last came, or the link began.
-    pub(crate) fn last_data(&self) -> Instant {
-        self.data_at
-    }
 }
 
 #[path = "link/books.rs"]
 mod books;
+#[path = "link/losses.rs"]
+mod losses;
 #[path = "link/sids.rs"]
 mod sids;

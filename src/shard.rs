@@ -295,6 +295,7 @@ impl<T: Transport> Shard<T> {
             _ => self.transport.stamp(),
         };
         let is_drained = !matches!(received, Ok(Received::Some { more: true, .. }));
+        link.looked(is_drained);
         let verdict = if fresh { self.digest(index, at, is_drained) } else { Ok(()) };
         let (mut again, mut ending) = (false, None);
         match (verdict, received) {

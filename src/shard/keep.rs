@@ -35,7 +35,7 @@ impl<T: Transport> Shard<T> {
             return;
         }
         if let (Some(link), 1..) = (self.live(index), absorbed.dropped) {
-            link.lapses.dropped_some(absorbed.dropped, at);
+            link.note_dropped_some(absorbed.dropped, None, at);
         }
         let lost = absorbed.conflated.saturating_add(absorbed.dropped);
         self.counters.messages_dropped.add(lost);

@@ -94,7 +94,7 @@ impl Pairs {
             None => link.dropped(entries, at, counters),
             Some((arbiter, _)) => {
                 counters.messages_dropped.add(widen(entries.len()));
-                link.lapses.dropped(entries, at);
+                link.note_dropped(entries, at);
                 arbiter.give_back(entries);
             }
         }

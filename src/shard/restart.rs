@@ -127,10 +127,11 @@ impl<T: Transport> Shard<T> {
     /// What is kept is lost with the state it was kept in; its debts go where they always go.
     fn drop_kept(&mut self, index: usize) {
         let Some(slot) = self.slots.get_mut(index) else { return };
-        let Some(lost) = slot.kept.as_ref().map(|kept| widen(kept.len())) else { return };
+        let Some(kept) = &slot.kept else { return };
+        let (lost, first) = (widen(kept.len()), kept.first_read());
         let at = self.transport.stamp();
         if let (Some((_, link)), 1..) = (&mut slot.live, lost) {
-            link.lapses.dropped_some(lost, at);
+            link.note_dropped_some(lost, first, at);
         }
         self.counters.messages_dropped.add(lost);
         self.counters.messages_kept.subtract(lost);

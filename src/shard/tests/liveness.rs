@@ -525,3 +525,20 @@ fn a_gap_may_be_as_old_as_the_connection_only_where_many_subscriptions_share_it(
         assert_eq!(start, Some(world.wall + seconds(since)), "{conn}, {single_sids}");
     }
 }
+
+#[test]
+fn what_is_dropped_came_after_the_data_before_it_however_late_it_is_read() {
+    let mut world = World::new(3);
+    let peer = world.adopt(BOOK, 1, Vec::new(), 0.0);
+    world.give(BOOK, &peer, vec![Chunk::Bytes(delta(1))], 1.0);
+    // The process stood still meanwhile: the socket is read in parts, the last finds no room.
+    let parts = [delta(2), delta(3), [delta(4), delta(5)].concat()];
+    world.give(BOOK, &peer, parts.map(Chunk::Bytes).into(), 60.0);
+    world.settle(61.5);
+    world.settle(61.5);
+    let lapse = world.reports.try_iter().find_map(|report| match report {
+        Report::Lapse { lapse, .. } => Some((lapse.dropped, lapse.start, lapse.end)),
+        _ => None,
+    });
+    assert_eq!(lapse, Some((2, world.wall + seconds(1), world.wall + seconds(60))));
+}

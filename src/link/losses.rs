@@ -1,0 +1,80 @@
+//! What a link keeps of losses: since when they may have been, and what is given back of messages
+//! that were not handed over.
+
+use std::time::Instant;
+
+use super::Link;
+use crate::batch::Entry;
+use crate::clock::Stamp;
+use crate::ids::{Role, widen};
+use crate::stats::ShardCounters;
+
+/// When data came.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Came {
+    /// When the link began.
+    pub(super) began: Instant,
+    /// The last data, or the beginning.
+    pub(super) last: Instant,
+    /// The last data before the present read with nothing left in the socket behind it: whatever
+    /// is read now came since, however late it is read.
+    before: Instant,
+    /// The last read left nothing in the socket.
+    is_drained: bool,
+}
+
+impl Came {
+    pub(super) fn new(now: Instant) -> Self {
+        Self { began: now, last: now, before: now, is_drained: true }
+    }
+}
+
+impl Link {
+    /// The socket was read; `is_drained` if it had no more.
+    #[inline]
+    pub(crate) fn looked(&mut self, is_drained: bool) {
+        if self.came.is_drained {
+            self.came.before = self.came.last;
+        }
+        self.came.is_drained = is_drained;
+    }
+
+    /// Gives back messages that were not handed over.
+    pub(crate) fn dropped(&mut self, entries: &[Entry], at: Stamp, counters: &ShardCounters) {
+        self.note_dropped(entries, at);
+        counters.messages_dropped.add(widen(entries.len()));
+        for entry in entries {
+            match entry.sid {
+                Some(sid) => self.sequences.give_back(sid, entry.mark()),
+                None => self.sequences.owe(entry.mark().debt()),
+            }
+            if let (Some(sid), Some(seq), 1..) = (entry.sid, entry.seq, entry.mark().debt()) {
+                self.gap(sid, seq, at.mono);
+            }
+        }
+    }
+
+    /// Messages that were read last, at `at`, found no room.
+    pub(crate) fn note_dropped(&mut self, entries: &[Entry], at: Stamp) {
+        self.lapses.dropped(entries, self.came.before, at);
+    }
+
+    /// The same of messages of which only the number is known, and when the first was read, if that
+    /// was before.
+    pub(crate) fn note_dropped_some(&mut self, dropped: u64, first: Option<Instant>, at: Stamp) {
+        let since = first.map_or(self.came.before, |first| first.min(self.came.before));
+        self.lapses.dropped_some(dropped, since, at);
+    }
+
+    /// The time before which nothing was missing yet. Nobody keeps when each of many subscriptions
+    /// last had data: then all of the link's time is in doubt.
+    pub(super) fn lost_since(&self) -> Instant {
+        let many = self.settings.single_sids > 0 && self.role == Role::Orderbook;
+        if many { self.came.began } else { self.came.before }
+    }
+
+    /// When data last came, or the link began.
+    pub(crate) fn last_data(&self) -> Instant {
+        self.came.last
+    }
+}
