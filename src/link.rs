@@ -115,6 +115,8 @@ pub(crate) struct Link {
     books: String,
     /// Those that came before a gap that is not told yet.
     books_before: String,
+    /// How many bytes of both are of reads before the last one.
+    books_read: usize,
     /// Whether this epoch brought data or an acknowledgement.
     heard: bool,
 }
@@ -149,6 +151,7 @@ impl Link {
             sids: Sids::new(sids_max(settings.single_sids)),
             books: String::new(),
             books_before: String::new(),
+            books_read: 0,
             heard: false,
         }
     }
@@ -162,6 +165,7 @@ impl Link {
         counters: &ShardCounters,
     ) -> Result<(), Cause> {
         let (frames, subscribed) = (self.framer.frames(), self.sids.is_any_open());
+        self.begin_books();
         let verdict = self.digest_frames(batch, notes, counters);
         if subscribed != self.sids.is_any_open() {
             self.pulse.expect(!subscribed, batch.received_at.mono, counters);

@@ -69,6 +69,11 @@ impl Suspicion {
         Self { settings, state: State::Sound, gaps: 0, untold: None, told: None }
     }
 
+    /// Whether gaps are followed up at all.
+    pub(crate) fn follows(&self) -> bool {
+        self.settings.follows
+    }
+
     /// Whether nothing is suspect: then no message needs a look.
     #[inline]
     pub(crate) fn is_none(&self) -> bool {

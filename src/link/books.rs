@@ -56,8 +56,25 @@ impl Link {
     fn put_books_aside(&mut self) {
         if self.books_before.len() < BOOKS_BYTES_MAX {
             self.books_before.push_str(&self.books);
+        } else {
+            self.books_read = self.books_read.min(self.books_before.len());
         }
         self.books.clear();
+    }
+
+    /// A read begins: the books so far are not of it.
+    pub(super) fn begin_books(&mut self) {
+        self.books_read = self.books_before.len().saturating_add(self.books.len());
+    }
+
+    /// Some of the last read's messages were not handed over: no book of it mends anything, for it
+    /// may be one of those.
+    pub(super) fn forget_books(&mut self) {
+        if self.suspicion.follows() {
+            let before = self.books_before.len();
+            self.books_before.truncate(self.books_read);
+            self.books.truncate(self.books_read.saturating_sub(before));
+        }
     }
 
     pub(super) fn retire(&mut self, sid: Sid) {

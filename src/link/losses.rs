@@ -42,6 +42,7 @@ impl Link {
     /// Gives back messages that were not handed over.
     pub(crate) fn dropped(&mut self, entries: &[Entry], at: Stamp, counters: &ShardCounters) {
         self.note_dropped(entries, at);
+        self.forget_books();
         counters.messages_dropped.add(widen(entries.len()));
         for entry in entries {
             match entry.sid {

@@ -90,7 +90,40 @@ fn f1_what_finds_no_room_is_a_gap_too_and_a_lost_book_mends_nothing() {
     assert_eq!(marks(&mut world), [(4, true)]);
     world.give(BOOK, &peer, vec![Chunk::Bytes(of("snapshot", 5, "A"))], 3.0);
     assert_eq!(marks(&mut world), [(5, false)]);
-    assert_eq!(news(&world), ["A", "gap 1 of [1]", "A"], "the first of them before the gap");
+    assert_eq!(news(&world), ["gap 1 of [1]", "A"], "not the first of them");
+}
+
+#[test]
+fn f1_a_book_that_finds_no_room_is_not_told_amid_a_recovery() {
+    let mut world = following(2);
+    let peer = world.adopt(BOOK, 1, Vec::new(), 0.0);
+    let lossy = [of("snapshot", 1, "A"), of("delta", 3, "B")].concat();
+    world.give(BOOK, &peer, vec![Chunk::Bytes(lossy)], 1.0);
+    assert_eq!(news(&world), ["A", "gap 1 of [1]"], "that one went out before the gap");
+    let lossy = [of("snapshot", 4, "A"), of("delta", 6, "A"), of("snapshot", 7, "B")].concat();
+    world.give(BOOK, &peer, vec![Chunk::Bytes(lossy)], 2.0);
+    assert_eq!(marks(&mut world), [(1, false), (3, true)]);
+    assert_eq!(news(&world), ["gap 5 of [1]"], "neither the one before the gap nor the other");
+    let books = [of("snapshot", 8, "A"), of("snapshot", 9, "B")].concat();
+    world.give(BOOK, &peer, vec![Chunk::Bytes(books)], 3.0);
+    assert_eq!(marks(&mut world), [(8, false), (9, false)]);
+    assert_eq!(news(&world), ["A B"]);
+}
+
+#[test]
+fn f1_books_of_reads_before_are_told_whatever_becomes_of_the_next() {
+    let mut world = following(2);
+    let peer = world.adopt(BOOK, 1, Vec::new(), 0.0);
+    world.give(BOOK, &peer, vec![Chunk::Bytes(of("delta", 2, "A"))], 1.0);
+    assert_eq!(news(&world), ["gap 1 of [1]"]);
+    // The second gap is told a little later, and with it what was to be told by then.
+    let lossy = [of("delta", 4, "B"), of("snapshot", 5, "A")].concat();
+    marks(&mut world);
+    world.give(BOOK, &peer, vec![Chunk::Bytes(lossy)], 1.01);
+    world.give(BOOK, &peer, vec![Chunk::Bytes(of("snapshot", 6, "B"))], 1.02);
+    world.settle(1.06);
+    world.settle(1.06);
+    assert_eq!(news(&world), ["A", "gap 3 of [1]"], "B's found no room");
 }
 
 #[test]
