@@ -58,7 +58,8 @@ pub enum UncoveredReason {
 #[non_exhaustive]
 pub enum UncoveredMarkets {
     /// All that were subscribed on the connection, by number;
-    /// [`Handle::assignments`](crate::Handle::assignments) tells which those are.
+    /// [`Handle::assignments`](crate::Handle::assignments) tells which those are. Counted when the
+    /// interval is told: markets that are being added by then have intervals of their own.
     AllOfConnection(u64),
     /// Any market: of a channel that is subscribed without naming markets. The other line of the
     /// pair may have had what this one had not.

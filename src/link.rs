@@ -173,7 +173,7 @@ impl Link {
         counters.messages_received.add(widen(batch.entries.len()));
         if !batch.entries.is_empty() {
             self.heard = true;
-            self.came.last = batch.received_at.mono;
+            self.came(&batch.entries, batch.received_at.mono);
             notes.extend(self.pulse.take(batch, counters).map(Note::Sign));
         }
         if self.framer.frames() > frames {
@@ -273,7 +273,7 @@ impl Link {
             Observed::Gap(missing) => {
                 counters.sequence_gaps.add(1);
                 counters.messages_missed.add_slots(missing);
-                self.lapses.missed(Some(sid), missing, self.lost_since(), at);
+                self.lapses.missed(Some(sid), missing, self.lost_since(sid), at);
                 self.gap(sid, Seq::new(seq.number().wrapping_sub(1)), at.mono);
             }
             Observed::Duplicate => counters.duplicates.add(1),
@@ -325,7 +325,7 @@ impl Link {
         match self.commands.reply(response, envelope.sid) {
             Answer::Ended(ended) => {
                 self.heard = true;
-                self.land(ended, envelope.seq, Note::Ended, notes);
+                self.land(ended, (envelope.seq, at), Note::Ended, notes);
             }
             Answer::Late(ended) if envelope.seq.is_none() && self.is_stale(&ended) => {
                 counters.replies_late.add(1);
@@ -334,7 +334,7 @@ impl Link {
             }
             Answer::Late(ended) => {
                 counters.replies_late.add(1);
-                self.land(ended, envelope.seq, Note::Late, notes);
+                self.land(ended, (envelope.seq, at), Note::Late, notes);
             }
             Answer::Part => {}
             Answer::Unknown => {
@@ -360,12 +360,12 @@ impl Link {
     fn land(
         &mut self,
         ended: Ended,
-        seq: Option<Seq>,
+        place: (Option<Seq>, Instant),
         told: fn(Ended) -> Note,
         notes: &mut Vec<Note>,
     ) {
         self.tell_end_before(&ended, notes);
-        self.confirmed(&ended, seq);
+        self.confirmed(&ended, place);
         notes.push(told(ended));
     }
 
@@ -376,13 +376,13 @@ impl Link {
     }
 
     /// What a command's end means for sids.
-    fn confirmed(&mut self, ended: &Ended, seq: Option<Seq>) {
+    fn confirmed(&mut self, ended: &Ended, place: (Option<Seq>, Instant)) {
         let gone = match ended.outcome {
             Outcome::Rejected { code } => code.action() == Action::Reopen,
             outcome => outcome.is_ok(),
         };
         match (ended.expects, ended.outcome, ended.sid) {
-            (Expects::Subscription, Outcome::Ok, Some(sid)) => self.opened(sid, seq),
+            (Expects::Subscription, Outcome::Ok, Some(sid)) => self.opened(sid, place),
             // One that came late tells nothing any more.
             (Expects::List, Outcome::Ok, _) if ended.detail.is_some() => {
                 let channel = self.settings.dialect.channel(self.role);
@@ -399,9 +399,9 @@ impl Link {
     }
 
     /// A sid is ours from now on, unless it ended before we knew.
-    fn opened(&mut self, sid: Sid, seq: Option<Seq>) {
+    fn opened(&mut self, sid: Sid, (seq, at): (Option<Seq>, Instant)) {
         if self.sids.opened(sid) {
-            self.sequences.open(sid, seq);
+            self.sequences.open_at(sid, seq, at);
             self.suspicion.opened(sid);
         }
     }

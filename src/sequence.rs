@@ -7,7 +7,9 @@
 //! a message for the host moves `owed` into its `gap_size`. So `gap_size` always means "this many
 //! you will never get".
 
-use crate::batch::Continuity;
+use std::time::Instant;
+
+use crate::batch::{Continuity, Entry};
 use crate::ids::{Seq, Sid};
 
 /// Frames behind `seen`, contiguous among themselves, after which the sequence has evidently
@@ -56,6 +58,8 @@ struct State {
     retired: bool,
     backward_run: u32,
     backward_last: u64,
+    /// When it was opened, or last `heard`: what was missing until then is known.
+    heard: Option<Instant>,
 }
 
 impl Mark {
@@ -113,6 +117,38 @@ impl Sequences {
         state.seen = seq.map_or(0, Seq::number);
         let carry = std::mem::take(&mut self.carry);
         self.owe_sid(sid, carry);
+    }
+
+    /// The same, at this time, which counts as heard unless data came before it.
+    pub(crate) fn open_at(&mut self, sid: Sid, seq: Option<Seq>, at: Instant) {
+        let state = self.find(sid).and_then(|index| self.states.get(index));
+        let is_new = state.is_none_or(|state| state.retired);
+        self.open(sid, seq);
+        if is_new {
+            self.hear(sid, at);
+        }
+    }
+
+    /// Whatever these are of came in whole until then. Only for where subscriptions are many: one
+    /// alone is heard when its connection is.
+    pub(crate) fn heard(&mut self, entries: &[Entry], at: Instant) {
+        let mut last = None;
+        for sid in entries.iter().filter_map(|entry| entry.sid) {
+            if last.replace(sid) != Some(sid) {
+                self.hear(sid, at);
+            }
+        }
+    }
+
+    fn hear(&mut self, sid: Sid, at: Instant) {
+        if let Some(state) = self.find(sid).and_then(|index| self.states.get_mut(index)) {
+            state.heard = Some(at);
+        }
+    }
+
+    /// When a sid was opened or heard last, if that is known.
+    pub(crate) fn heard_at(&self, sid: Sid) -> Option<Instant> {
+        self.find(sid).and_then(|index| self.states.get(index))?.heard
     }
 
     /// A sid was unsubscribed or ended: its debt waits for the connection's next sid.
@@ -265,6 +301,7 @@ impl Sequences {
                     retired: false,
                     backward_run: 0,
                     backward_last: 0,
+                    heard: None,
                 };
                 self.states.insert(index, state);
                 index

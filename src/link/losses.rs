@@ -6,7 +6,7 @@ use std::time::Instant;
 use super::Link;
 use crate::batch::Entry;
 use crate::clock::Stamp;
-use crate::ids::{Role, widen};
+use crate::ids::{Role, Sid, widen};
 use crate::stats::ShardCounters;
 
 /// When data came.
@@ -67,11 +67,29 @@ impl Link {
         self.lapses.dropped_some(dropped, since, at);
     }
 
-    /// The time before which nothing was missing yet. Nobody keeps when each of many subscriptions
-    /// last had data: then all of the link's time is in doubt.
-    pub(super) fn lost_since(&self) -> Instant {
-        let many = self.settings.single_sids > 0 && self.role == Role::Orderbook;
-        if many { self.came.began } else { self.came.before }
+    /// Data came with the last read.
+    pub(super) fn came(&mut self, entries: &[Entry], at: Instant) {
+        self.came.last = at;
+        if self.has_many_sids() {
+            let whole = if self.came.is_drained { at } else { self.came.before };
+            self.sequences.heard(entries, whole);
+        }
+    }
+
+    /// The time before which nothing of this sid was missing yet.
+    pub(super) fn lost_since(&self, sid: Sid) -> Instant {
+        let heard = self.sequences.heard_at(sid);
+        if self.has_many_sids() {
+            heard.unwrap_or(self.came.began)
+        } else {
+            // Until it was opened there was nothing to be lost.
+            heard.map_or(self.came.before, |opened| opened.max(self.came.before))
+        }
+    }
+
+    /// Whether each market has a sid of its own.
+    fn has_many_sids(&self) -> bool {
+        self.settings.single_sids > 0 && self.role == Role::Orderbook
     }
 
     /// When data last came, or the link began.

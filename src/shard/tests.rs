@@ -3,6 +3,7 @@
 mod commands;
 mod conflated_pairs;
 mod conflation;
+mod lapses;
 mod liveness;
 mod pairs;
 mod restart;
