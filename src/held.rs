@@ -61,16 +61,16 @@ impl Held {
         }
     }
 
-    /// Nothing is waited for at a stop: what finds no room even now is told as lost.
+    /// Nothing is waited for at a stop: what finds no room even now is told as lost. Says how much.
     pub(crate) fn abandon(
         self,
         outlet: &mut Outlet,
         counters: &ShardCounters,
         untold: &mut Vec<Untold>,
         debt: impl Fn(Mark) -> u64,
-    ) {
+    ) -> u64 {
         match self {
-            Self::Nothing => {}
+            Self::Nothing => 0,
             Self::ForRegistry(messages) => {
                 counters.lifecycle_discarded.add(widen(messages.len()));
                 untold.extend(messages.iter().map(|message| Untold {
@@ -82,6 +82,7 @@ impl Held {
                         gap_size: message.gap_size,
                     }),
                 }));
+                widen(messages.len())
             }
             Self::ForHost(batch) => {
                 let (conn_id, epoch, mut rest) = (batch.conn, batch.epoch, Vec::new());
@@ -94,6 +95,7 @@ impl Held {
                     sid: entry.sid,
                     messages: debt(entry.mark()),
                 }));
+                widen(rest.len())
             }
         }
     }

@@ -45,6 +45,11 @@ impl Spill {
     /// The overflow that is over.
     pub(crate) fn tick(&mut self, now: Instant) -> Option<Over> {
         self.due().filter(|due| *due <= now)?;
+        self.finish()
+    }
+
+    /// The present overflow, over or not.
+    pub(crate) fn finish(&mut self) -> Option<Over> {
         let (began, last, dropped, conflated) = self.now.take()?;
         Some(Over { lasted: last.saturating_duration_since(began), dropped, conflated })
     }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use super::{Shard, Slot, State};
 use crate::error::Cause;
 use crate::held::Held;
+use crate::lapse::Lapses;
 use crate::mailbox::{Report, Untold};
 use crate::sequence::Mark;
 use crate::timer::after;
@@ -53,6 +54,9 @@ impl<T: Transport> Shard<T> {
             self.tell_debt(index);
         }
         self.settle_pairs();
+        if let Some(over) = self.spill.finish() {
+            self.tell_over(over);
+        }
     }
 
     /// What a connection that is down owes, no next epoch will tell.
@@ -99,6 +103,27 @@ impl<T: Transport> Shard<T> {
         let debt = |mark: Mark| if arbitrated { mark.first_copy_debt() } else { mark.debt() };
         let Some(slot) = self.slots.get_mut(index) else { return };
         let held = std::mem::replace(&mut slot.held, Held::Nothing);
-        held.abandon(&mut self.outlet, &self.counters, &mut self.untold, debt);
+        let lost = held.abandon(&mut self.outlet, &self.counters, &mut self.untold, debt);
+        self.abandoned(index, lost, None);
+    }
+
+    /// So many messages of a connection were lost at the end, the first of them read at `first`, or
+    /// with the last read.
+    pub(super) fn abandoned(&mut self, index: usize, lost: u64, first: Option<Instant>) {
+        if lost == 0 {
+            return;
+        }
+        let at = self.transport.stamp();
+        self.spilled(lost, 0, at.mono);
+        let Some(slot) = self.slots.get_mut(index) else { return };
+        if let Some((_, link)) = &mut slot.live {
+            return link.note_dropped_some(lost, first, at);
+        }
+        // Its peer has said goodbye already.
+        let (conn, epoch, mut lapses) = (slot.conn, slot.epoch, Lapses::default());
+        lapses.dropped_some(lost, first.unwrap_or(at.mono), at);
+        if let Some(lapse) = lapses.finish() {
+            self.report(Report::Lapse { conn, epoch, lapse, at });
+        }
     }
 }

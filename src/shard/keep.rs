@@ -114,8 +114,9 @@ impl<T: Transport> Shard<T> {
         self.send_kept(index);
         let Some(slot) = self.slots.get_mut(index) else { return };
         let Some(kept) = slot.kept.take() else { return };
-        self.counters.messages_dropped.add(widen(kept.len()));
-        self.counters.messages_kept.subtract(widen(kept.len()));
+        let (lost, first) = (widen(kept.len()), kept.first_read());
+        self.counters.messages_dropped.add(lost);
+        self.counters.messages_kept.subtract(lost);
         for Debt { line, first, messages } in kept.debts() {
             if let Some((arbiter, _)) = self.pairs.of(index) {
                 arbiter.take_back(first, messages);
@@ -124,5 +125,6 @@ impl<T: Transport> Shard<T> {
             let (epoch, sid) = line.unwrap_or((slot.epoch, None));
             self.untold.push(Untold { conn_id: slot.conn, epoch, sid, messages });
         }
+        self.abandoned(index, lost, first);
     }
 }

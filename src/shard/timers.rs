@@ -27,8 +27,8 @@ impl<T: Transport> Shard<T> {
                 self.alarm.arm(deadline);
             }
         }
-        if let Some(Over { lasted, dropped, conflated }) = self.spill.tick(moment.judged) {
-            self.tell(Event::OverflowEnded { shard: self.id, lasted, dropped, conflated });
+        if let Some(over) = self.spill.tick(moment.judged) {
+            self.tell_over(over);
         }
         if let Some(due) = self.spill.due() {
             self.alarm.arm(due);
@@ -110,6 +110,10 @@ impl<T: Transport> Shard<T> {
             self.tell(Event::OverflowBegan { shard: self.id });
             self.alarm.arm(after(now, Duration::from_secs(1)));
         }
+    }
+
+    pub(super) fn tell_over(&self, Over { lasted, dropped, conflated }: Over) {
+        self.tell(Event::OverflowEnded { shard: self.id, lasted, dropped, conflated });
     }
 
     /// Tells the host something, unless so much is under way to the conductor that there is no

@@ -79,3 +79,52 @@ fn what_is_dropped_came_after_the_data_before_it_however_late_it_is_read() {
     world.settle(61.5);
     assert_eq!(lapses(&world), [(world.wall + seconds(1), world.wall + seconds(60))]);
 }
+
+/// What a stop at 2 s tells of messages lost: how many of each interval, from when to when; how
+/// many of the overflow.
+fn told_at_a_stop(
+    mut world: World,
+    (conn, peer): (ConnId, &Peer),
+) -> (Vec<(u64, SystemTime, SystemTime)>, Vec<u64>) {
+    world.orders.send(Order::Stop { until: world.start + seconds(9) }).unwrap();
+    world.settle(2.0);
+    world.give(conn, peer, vec![Chunk::Bytes(frame(0x88, &[0x03, 0xE8]))], 2.5);
+    world.settle(3.0);
+    assert_eq!(world.next, Next::Done);
+    let (mut lapses, mut overflows) = (Vec::new(), Vec::new());
+    for report in world.reports.try_iter() {
+        match report {
+            Report::Lapse { lapse, .. } => lapses.push((lapse.dropped, lapse.start, lapse.end)),
+            Report::Tell(Event::OverflowEnded { dropped, .. }) => overflows.push(dropped),
+            Report::Stopped => return (lapses, overflows),
+            _ => {}
+        }
+    }
+    panic!("it has not stopped")
+}
+
+#[test]
+fn what_is_held_back_at_a_stop_has_an_interval_and_the_overflow_an_end() {
+    let mut world = World::with(2, Overflow::Backpressure.into());
+    let wall = world.wall;
+    let peer = world.adopt(BOOK, 1, Vec::new(), 0.0);
+    world.give(BOOK, &peer, vec![Chunk::Bytes([delta(1), delta(2)].concat())], 0.5);
+    world.give(BOOK, &peer, vec![Chunk::Bytes([delta(3), delta(4)].concat())], 1.0);
+    let lost = (2, wall + Duration::from_millis(500), wall + seconds(3));
+    assert_eq!(told_at_a_stop(world, (BOOK, &peer)), (vec![lost], vec![2]));
+}
+
+#[test]
+fn what_is_kept_at_a_stop_has_an_interval_and_the_overflow_an_end() {
+    let ticker = Overflow::ConflateByMarket;
+    let mut world = World::with(1, OverflowPolicy { ticker, ..OverflowPolicy::default() });
+    let (wall, conn) = (world.wall, ConnId::new(1));
+    let peer = world.adopt(conn, 1, Vec::new(), 0.0);
+    let of = |market| {
+        text(&format!(r#"{{"type":"ticker","sid":1,"msg":{{"market_ticker":"{market}"}}}}"#))
+    };
+    world.give(conn, &peer, vec![Chunk::Bytes([of("A"), of("B")].concat())], 1.0);
+    world.give(conn, &peer, vec![Chunk::Bytes(of("C"))], 1.5);
+    let lost = (2, wall + seconds(1), wall + seconds(3));
+    assert_eq!(told_at_a_stop(world, (conn, &peer)), (vec![lost], vec![2]));
+}
