@@ -36,6 +36,10 @@ impl Held {
         matches!(self, Self::Nothing)
     }
 
+    pub(crate) fn is_for_host(&self) -> bool {
+        matches!(self, Self::ForHost(_))
+    }
+
     /// Whether both wait for the same room.
     pub(crate) fn is_for_same(&self, other: &Self) -> bool {
         use Held::{ForHost, ForRegistry};

@@ -116,6 +116,8 @@ pub(crate) struct Outlet {
     large: Vec<Box<Buffer>>,
     /// Room taken ahead, so that a message on its way does not wait for the consumer's cache line.
     ahead: Charge,
+    /// Somebody here waits for room and drops nothing: those that may drop get none meanwhile.
+    spoken_for: bool,
     /// Full reads that go together, so that one wake-up serves them all.
     waiting: ArrayVec<Box<Buffer>, TOGETHER_MAX>,
 }
@@ -248,7 +250,10 @@ impl Outlet {
             return Handed { messages };
         }
         let messages = u32::try_from(batch.entries.len()).unwrap_or(u32::MAX);
-        let charge = self.take_room(1, messages, units(&batch));
+        let charge = match self.spoken_for {
+            true => Charge::default(),
+            false => self.take_room(1, messages, units(&batch)),
+        };
         let granted = usize::try_from(charge.messages).unwrap_or(usize::MAX);
         if let Some(rest) = batch.entries.get(granted..).filter(|rest| !rest.is_empty()) {
             left(&batch, rest);
@@ -260,6 +265,16 @@ impl Outlet {
         }
         self.pass_on(batch, charge);
         Handed { messages: granted }
+    }
+
+    /// Whether all room is for those that `offer`, and none for those that `send`.
+    #[inline]
+    pub(crate) fn is_spoken_for(&self) -> bool {
+        self.spoken_for
+    }
+
+    pub(crate) fn speak_for(&mut self, spoken_for: bool) {
+        self.spoken_for = spoken_for;
     }
 
     /// How many messages would find room now, if they are few bytes and no other shard is faster.
@@ -384,6 +399,7 @@ impl Handoff {
             small: (0..SMALL_AT_FIRST).map(|_| Buffer::empty(shard, SMALL_BYTES)).collect(),
             large: Vec::new(),
             ahead: Charge::default(),
+            spoken_for: false,
             waiting: ArrayVec::new(),
         })
     }

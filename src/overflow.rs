@@ -19,7 +19,8 @@ pub enum Overflow {
     #[default]
     DropNewest,
     /// Stop reading its connection until there is room. Nothing is dropped here; if it lasts, the
-    /// exchange's own buffers overflow, and the exchange says so.
+    /// exchange's own buffers overflow, and the exchange says so. What waits so comes before all
+    /// that its shard may drop.
     Backpressure,
     /// Of each market keep the newest message until there is room, in the place of the older one
     /// (at most `conflate_markets` and `message_buffer_bytes` for each connection; what is beyond

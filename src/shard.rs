@@ -314,6 +314,7 @@ impl<T: Transport> Shard<T> {
     /// Digests the plaintext in scratch into one batch and hands it over; `is_drained` if the
     /// socket had no more.
     fn digest(&mut self, index: usize, stamp: Stamp, is_drained: bool) -> Result<(), Cause> {
+        self.serve_held_first(index, stamp.mono);
         let is_other_held = self.is_other_held(index);
         let Some((_, link)) = self.slots.get_mut(index).and_then(|slot| slot.live.as_mut()) else {
             return Ok(());
@@ -383,7 +384,7 @@ impl<T: Transport> Shard<T> {
         };
         let Some(slot) = self.slots.get_mut(index) else { return };
         slot.held = left;
-        let free = slot.held.is_nothing();
+        let (free, for_host) = (slot.held.is_nothing(), slot.held.is_for_host());
         let mut resumed = false;
         if let Some((_, link)) = &mut slot.live {
             if free { resumed = link.release(now) } else { link.hold(now) }
@@ -396,6 +397,7 @@ impl<T: Transport> Shard<T> {
             }
         }
         if !free {
+            self.outlet.speak_for(self.outlet.is_spoken_for() || for_host);
             self.held_back.push_back(index);
             self.alarm.arm(after(now, HELD_RETRY));
             self.spilled(0, 0, now);

@@ -50,6 +50,23 @@ fn the_first_that_fit_are_handed_over() {
 }
 
 #[test]
+fn room_that_is_spoken_for_is_for_those_that_drop_nothing() {
+    let (_handoff, mut outlet, mut messages) = handoff(4, 1 << 20);
+    let mut rest = Vec::new();
+    outlet.speak_for(true);
+    let batch = fill(&mut outlet, 2);
+    assert_eq!((outlet.send(batch, &mut rest).messages, rest.len()), (0, 2));
+    let batch = fill(&mut outlet, 6);
+    let (sent, left) = outlet.offer(batch);
+    assert_eq!((sent, left.unwrap().entries.len()), (4, 2));
+    messages.try_recv_batch().unwrap();
+    messages.try_recv_batch().unwrap_err();
+    outlet.speak_for(false);
+    let batch = fill(&mut outlet, 2);
+    assert_eq!(outlet.send(batch, &mut rest).messages, 2);
+}
+
+#[test]
 fn full_reads_go_together_and_a_small_one_waits_for_nothing() {
     let (_handoff, mut outlet, mut messages) = handoff(1_000_000, 1 << 30);
     let mut rest = Vec::new();

@@ -47,6 +47,8 @@ impl<T: Transport> Shard<T> {
 
     /// Ends every connection, and tells what no later message can.
     fn settle_all(&mut self) {
+        // Nobody waits any more.
+        self.outlet.speak_for(false);
         for index in 0..self.slots.len() {
             self.abandon_held(index);
             self.abandon_kept(index);

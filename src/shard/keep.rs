@@ -70,7 +70,7 @@ impl<T: Transport> Shard<T> {
             let free = outlet.free();
             plain.clear();
             rest.clear();
-            if free == 0 {
+            if free == 0 || outlet.is_spoken_for() {
                 return;
             }
             let Some((conn, epoch, stamp)) = kept.front(free, plain, rest) else { return };

@@ -97,6 +97,29 @@ fn who_holds_back_much_is_not_passed_by_those_with_little() {
 }
 
 #[test]
+fn who_drops_nothing_is_not_passed_by_those_who_may() {
+    let (trade, ticker) = (Overflow::Backpressure, Overflow::ConflateByMarket);
+    let mut world = World::with(4, OverflowPolicy { trade, ticker, ..OverflowPolicy::default() });
+    let (ticks, trades) = (ConnId::new(1), ConnId::new(2));
+    let [tick_peer, trade_peer, book_peer] =
+        [ticks, trades, BOOK].map(|conn| world.adopt(conn, 1, Vec::new(), 0.0));
+    world.give(BOOK, &book_peer, vec![Chunk::Bytes((1..=4).flat_map(delta).collect())], 1.0);
+    let trade = |seq| text(&format!(r#"{{"type":"trade","sid":1,"seq":{seq},"msg":{{"s":"x"}}}}"#));
+    let tick = text(r#"{"type":"ticker","sid":1,"msg":{"market_ticker":"A"}}"#);
+    world.give(trades, &trade_peer, vec![Chunk::Bytes([trade(1), trade(2)].concat())], 2.0);
+    assert!(world.shard.holds(trades));
+    let mut taken = Vec::new();
+    for step in 5u32..=11 {
+        taken.extend(world.messages.try_recv().map(|message| message.conn_id.number()));
+        // Whoever may drop is there first.
+        world.give(BOOK, &book_peer, vec![Chunk::Bytes(delta(step.into()))], f64::from(step));
+        world.give(ticks, &tick_peer, vec![Chunk::Bytes(tick.clone())], f64::from(step));
+    }
+    assert_eq!(taken, [4, 4, 4, 4, 2, 2, 4], "and then the others are served again");
+    assert!(!world.shard.holds(trades));
+}
+
+#[test]
 fn d8_a_quiet_connection_is_asked_and_then_given_up() {
     let mut world = World::new(10);
     let peer = world.adopt(BOOK, 1, Vec::new(), 0.0);

@@ -8,6 +8,7 @@ use crate::event::Event;
 use crate::held::Held;
 use crate::link::Link;
 use crate::mailbox::Report;
+use crate::overflow::Overflow;
 use crate::spill::Over;
 use crate::timer::{Moment, after, earlier};
 use crate::transport::Transport;
@@ -67,6 +68,20 @@ impl<T: Transport> Shard<T> {
             self.offer(index, held, now);
         }
         self.scratch.held_back = line;
+        let mut slots = self.held_back.iter().filter_map(|&index| self.slots.get(index));
+        self.outlet.speak_for(slots.any(|slot| slot.held.is_for_host()));
+    }
+
+    /// What was read here may take room, or be dropped: those that wait for room and drop nothing
+    /// come first, or they would find none for as long as this goes on.
+    #[inline]
+    pub(super) fn serve_held_first(&mut self, index: usize, now: Instant) {
+        if self.outlet.is_spoken_for()
+            && let Some(role) = self.live(index).map(|link| link.role)
+            && self.overflow.of(role) != Overflow::Backpressure
+        {
+            self.retry_held(now);
+        }
     }
 
     fn tick(&mut self, index: usize, moment: Moment) {
