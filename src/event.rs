@@ -217,7 +217,7 @@ pub enum Event {
         /// Whose.
         shard: ShardId,
     },
-    /// Every message of the shard has found room for a second.
+    /// Every message of the shard has found room for a second, or the engine stops.
     OverflowEnded {
         /// Whose.
         shard: ShardId,
