@@ -203,7 +203,7 @@ impl Arbiter {
     ) -> Spot {
         if entry.seq.is_none() {
             self.owe(entry.gap_size);
-            return Spot { stint: 0, slot: 0, number: 0, at: now };
+            return Spot { stint: 0, slot: 0, number: 0, least: 0, at: now };
         }
         let mut missing = entry.gap_size;
         if entry.continuity == Continuity::First && self.coverage.has_begun(line) {

@@ -30,6 +30,8 @@ const ABSENCES_MAX: usize = 8;
 const HOLES_MAX: usize = 1_024;
 /// Messages in a row that look like others of the same words, all as far apart: they are not.
 const SHIFTED_AFTER: u32 = 8;
+/// Holes that lie beside each other are looked through so far.
+const TOUCHING_MAX: usize = 8;
 /// Slots a line may miss at once and catch up on. Only nonsense says more; what is beyond is lost
 /// at once, so that no number runs over.
 const MISSING_MAX: u64 = 1 << 40;
@@ -63,8 +65,15 @@ struct Track {
     stint: u32,
     /// Messages passed in this stint, those missing included.
     slot: u64,
+    /// Of those, brought.
+    brought: u64,
     /// The pair's number of slot 0, once known.
     base: Option<u64>,
+    /// The last stint before that had one, and it.
+    before: (u32, u64),
+    /// Since this number it is a guess, for want of a line to compare with: the numbers before are
+    /// others.
+    begun: u64,
     /// The last number of the pair that this line has passed, in whatever stint.
     reach: u64,
     /// What of that it was not there for, oldest first.
@@ -109,7 +118,7 @@ impl Coverage {
         let mut lost: u64 = 0;
         if !other.live {
             // Nothing is known of what came between.
-            other.base = None;
+            other.forget_base();
         } else if other.base.is_none() {
             // It never met what this line brought before, and will not any more.
             while let Some(hole) = own.holes.pop_front() {
@@ -123,8 +132,9 @@ impl Coverage {
         }
         lost = own.abandon().saturating_add(lost);
         own.live = true;
+        own.forget_base();
         own.stint = own.stint.wrapping_add(1);
-        (own.slot, own.base, own.floor) = (0, None, 0);
+        (own.slot, own.brought, own.begun, own.floor) = (0, 0, 0, 0);
         lost
     }
 
@@ -173,6 +183,7 @@ impl Coverage {
         let (own, other) = self.track(line);
         let before = own.slot;
         own.slot = before.saturating_add(missing).saturating_add(u64::from(message));
+        own.brought = own.brought.saturating_add(u64::from(message));
         if own.base.is_none() && other.base.is_none() {
             own.begin(other);
         }
@@ -189,23 +200,26 @@ impl Coverage {
         own.advance();
         let slot = if message { own.slot } else { 0 };
         let number = own.base.map_or(0, |base| base.wrapping_add(slot));
-        (Spot { stint: own.stint, slot, number, at: now }, lost)
+        // What the other had brought before it came up it does not bring.
+        let least = if own.floor > 0 { own.floor.saturating_add(own.brought) } else { 0 };
+        (Spot { stint: own.stint, slot, number, least, at: now }, lost)
     }
 
     /// The oldest of too many holes waits no longer.
     fn bound(&mut self, line: Line) -> u64 {
         let (own, other) = self.track(line);
-        if own.holes.len() > HOLES_MAX
+        let mut lost: u64 = 0;
+        while own.holes.len() > HOLES_MAX
             && let Some(hole) = own.holes.pop_front()
         {
-            return other.lacks(hole);
+            lost = other.lacks(hole).saturating_add(lost);
         }
-        if own.unplaced.len() > HOLES_MAX
+        while own.unplaced.len() > HOLES_MAX
             && let Some(hole) = own.unplaced.pop_front()
         {
-            return hole.size();
+            lost = hole.size().saturating_add(lost);
         }
-        0
+        lost
     }
 
     /// Whether what a line brought there lies before a message that both brought since.
@@ -215,9 +229,9 @@ impl Coverage {
 
     /// The pair's number of what a line brought there, as far as known.
     fn number(&self, line: Line, spot: Spot) -> Option<u64> {
-        let track = self.tracks.get(line.index()).filter(|track| track.stint == spot.stint);
-        let placed = track.filter(|_| spot.slot > 0).and_then(|track| track.base);
-        let number = placed.map_or(spot.number, |base| base.wrapping_add(spot.slot));
+        let track = self.tracks.get(line.index()).filter(|_| spot.slot > 0);
+        let base = track.and_then(|track| track.base_of(spot.stint));
+        let number = base.map_or(spot.number, |base| base.wrapping_add(spot.slot));
         Some(number).filter(|&number| number > 0)
     }
 
@@ -227,18 +241,26 @@ impl Coverage {
     /// proves nothing: slots that were no messages may have shifted the numbers, as they have when
     /// one message after the other is as far apart.
     pub(super) fn kin(&mut self, line: Line, spot: Spot, first: Spot) -> Kin {
-        let (number, first) = (self.number(line, spot), self.number(line.other(), first));
+        let (number, other_number) = (self.number(line, spot), self.number(line.other(), first));
         let common = self.common;
         let (own, other) = self.track(line);
-        let kin = match (number, first) {
+        let kin = match (number, other_number) {
             (Some(number), Some(first)) if number == first => Kin::Same,
-            (_, Some(first)) if first <= common.max(own.floor) => return Kin::Earlier,
+            (_, Some(first)) if first <= own.floor => return Kin::Earlier,
+            (_, Some(first)) if first <= common => return Kin::Earlier,
+            (Some(number), Some(first)) if (first..number).contains(&own.begun) => {
+                return Kin::Unknown;
+            }
             (Some(number), Some(first)) if own.has_passed(first, number) => Kin::Earlier,
             (Some(number), Some(first)) if other.has_passed(number, first) => Kin::Later,
             (Some(_), Some(_)) => Kin::Shifted,
+            (None, Some(first)) if first < spot.least => return Kin::Earlier,
+            (Some(number), None) if first.stint == other.stint && number < first.least => {
+                return Kin::Later;
+            }
             _ => return Kin::Unknown,
         };
-        let apart = number.unwrap_or(0).wrapping_sub(first.unwrap_or(0));
+        let apart = number.unwrap_or(0).wrapping_sub(other_number.unwrap_or(0));
         let times = if self.apart.0 == apart { self.apart.1.saturating_add(1) } else { 1 };
         self.apart = (apart, times);
         let is_other = matches!(kin, Kin::Earlier | Kin::Later);
@@ -280,7 +302,7 @@ impl Coverage {
         let track = self.tracks.get(line.index());
         let number = track.and_then(|own| Some(own.base?.wrapping_add(own.slot)));
         let number = number.map_or(0, |last| last.wrapping_sub(behind));
-        Spot { stint: track.map_or(0, |own| own.stint), slot: 0, number, at }
+        Spot { stint: track.map_or(0, |own| own.stint), slot: 0, number, least: 0, at }
     }
 
     /// Whether a line has a hole there that waits.
@@ -298,7 +320,8 @@ impl Coverage {
         let (own, _) = self.track(line);
         let place = own.base.unwrap_or(0).wrapping_add(own.slot).wrapping_sub(behind);
         let holes = if own.base.is_some() { &mut own.holes } else { &mut own.unplaced };
-        if cut(holes, place, place) > 0 {
+        // Out of the midst of a hole it makes two.
+        if holes.len() < HOLES_MAX && cut(holes, place, place) > 0 {
             return true;
         }
         let Some(last) = holes.back().map(|hole| hole.last) else { return false };
@@ -383,7 +406,7 @@ impl Track {
     /// Nobody to compare with: numbers go on from the last there was.
     fn begin(&mut self, other: &Self) {
         let base = self.reach.max(other.reach).saturating_add(ROOM).max(ORIGIN);
-        self.base = Some(base);
+        (self.base, self.begun) = (Some(base), base);
         self.place_holes();
         self.miss(base);
     }
@@ -453,18 +476,43 @@ impl Track {
         number < brought && brought < later
     }
 
-    /// The first number from this one on that it is not known to miss.
+    /// The first number from this one on that it is not known to miss; this one, if there is none
+    /// near by.
     fn next_brought(&self, number: u64) -> u64 {
-        let holes = self.holes.iter().chain(&self.given_up).map(|hole| (hole.first, hole.last));
-        let missing = holes.chain(self.absences.iter().copied());
+        let missed = |holes: &VecDeque<Hole>, number: u64| {
+            let index = holes.partition_point(|hole| hole.last < number);
+            holes.get(index).filter(|hole| hole.first <= number).map(|hole| hole.last)
+        };
+        let absent = |number: u64| {
+            let mut absences = self.absences.iter();
+            absences.find(|(first, last)| (first..=last).contains(&&number)).map(|(_, last)| *last)
+        };
         let mut brought = number;
         // Holes rarely touch.
-        while let Some((_, last)) =
-            missing.clone().find(|(first, last)| (first..=last).contains(&&brought))
-        {
-            brought = last.saturating_add(1);
+        for _ in 0..TOUCHING_MAX {
+            let last = missed(&self.holes, brought)
+                .or_else(|| missed(&self.given_up, brought))
+                .or_else(|| absent(brought));
+            match last.map(|last| last.checked_add(1)) {
+                None => return brought,
+                Some(Some(next)) => brought = next,
+                Some(None) => break,
+            }
         }
-        brought
+        number
+    }
+
+    /// The number of slot 0 in a stint, this one or the last before that had one.
+    fn base_of(&self, stint: u32) -> Option<u64> {
+        let (before, base) = self.before;
+        let now = self.base.filter(|_| stint == self.stint);
+        now.or(Some(base).filter(|_| base > 0 && stint == before))
+    }
+
+    fn forget_base(&mut self) {
+        if let Some(base) = self.base.take() {
+            self.before = (self.stint, base);
+        }
     }
 
     /// What of a hole of the other line this one did not bring either.

@@ -16,6 +16,8 @@ pub(super) struct Spot {
     pub(super) slot: u64,
     /// Its number in the pair, as far as known then; zero if not.
     pub(super) number: u64,
+    /// Its number is this at least, where nothing more was known.
+    pub(super) least: u64,
     pub(super) at: Instant,
 }
 
@@ -186,7 +188,7 @@ mod tests {
     fn spot(slot: u64) -> Spot {
         static START: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
         let at = *START.get_or_init(crate::clock::now) + Duration::from_secs(slot);
-        Spot { stint: 1, slot, number: slot, at }
+        Spot { stint: 1, slot, number: slot, least: 0, at }
     }
 
     #[test]

@@ -360,3 +360,22 @@ fn however_often_a_line_was_away_nothing_of_that_counts_as_brought() {
         assert_eq!(track.lacks(away), 10);
     }
 }
+
+#[test]
+fn holes_that_touch_and_old_numbers_without_end_cost_little() {
+    let (mut pair, now) = (Pair::new(), crate::clock::now());
+    pair.meet();
+    pair.coverage.pass(Line::A, 1 << 20, true, now);
+    (0..3_000).for_each(|number| assert!(pair.coverage.fill(Line::A, 2 + 5 * number)));
+    assert!(pair.coverage.tracks[0].holes.len() <= HOLES_MAX);
+    for _ in 0..3_000 {
+        pair.coverage.pass(Line::A, 1, false, now);
+    }
+    let track = &pair.coverage.tracks[0];
+    assert!(track.holes.len() <= HOLES_MAX);
+    let first = track.holes.back().unwrap().first - 100;
+    assert_eq!(track.next_brought(first), first, "not known, for want of a look");
+    let hole = Hole { first: 7, last: u64::MAX, due: now };
+    let track = Track { holes: VecDeque::from([hole]), ..Track::default() };
+    assert_eq!((track.next_brought(6), track.next_brought(8)), (6, 8));
+}

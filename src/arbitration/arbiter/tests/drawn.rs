@@ -48,6 +48,8 @@ pub(super) struct Account {
     dropped: u64,
     /// Replies lost, which may be taken for messages.
     replies: u64,
+    /// Lines went before it was known where they were.
+    unplaced: bool,
 }
 
 impl Account {
@@ -64,7 +66,7 @@ impl Account {
     /// What may be told: a lost reply shifts the numbers of what was lost after it, until a message
     /// both lines bring.
     fn most_told(&self) -> u64 {
-        if self.replies > 0 { u64::MAX } else { self.lost() }
+        if self.replies > 0 || self.unplaced { u64::MAX } else { self.lost() }
     }
 
     pub(super) fn take(&mut self, pair: &mut Pair, step: Step) {
@@ -106,9 +108,9 @@ impl Account {
                 let oldest = own.read.max(self.since[line.index()] - 1) + 1;
                 // A line that goes before it brought anything the other had was nowhere: what it
                 // alone brought may be told as lost, too.
-                let placed =
-                    Line::BOTH.into_iter().all(|line| pair.arbiter.coverage.is_placed(line));
-                if own.up && other.up && placed && self.since[line.other().index()] <= oldest {
+                let is_placed = |line| pair.arbiter.coverage.is_placed(line);
+                self.unplaced |= own.up && !Line::BOTH.into_iter().all(is_placed);
+                if own.up && other.up && self.since[line.other().index()] <= oldest {
                     let lost =
                         on_way.iter().filter(|says| self.lost[line.other().index()].contains(says));
                     self.lost_on_all.extend(lost);

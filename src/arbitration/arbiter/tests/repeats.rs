@@ -102,6 +102,64 @@ fn words_from_while_a_line_was_away_are_not_those_it_begins_with() {
 }
 
 #[test]
+fn words_of_a_stint_before_are_not_those_of_a_message_now() {
+    for lost in [NONE, ON_A] {
+        let mut pair = pair();
+        pair.down(Line::A);
+        pair.up(Line::A);
+        pair.send(2, ON_B);
+        (3..=4).for_each(|says| pair.send(says, NONE));
+        pair.read_all();
+        pair.later(1_000);
+        pair.down(Line::A);
+        pair.up(Line::A);
+        pair.send(12, lost);
+        pair.read(Line::B, 1, 0);
+        (5..=6).for_each(|says| pair.send(says, NONE));
+        pair.read_all();
+        assert_eq!(pair.delivered, [1, 2, 3, 4, 2, 5, 6]);
+        assert_eq!((pair.told, pair.finish()), (0, 0));
+    }
+}
+
+#[test]
+fn a_line_that_is_back_ahead_has_later_messages_than_the_one_behind() {
+    let mut pair = pair();
+    pair.down(Line::A);
+    pair.arbiter.up(Line::A, &pair.counters);
+    // Sent before it has subscribed.
+    pair.send(2, NONE);
+    pair.up(Line::A);
+    (3..=3).chain(12..=12).chain(5..=5).for_each(|says| pair.send(says, NONE));
+    pair.read(Line::A, 9, 0);
+    pair.read(Line::B, 9, 0);
+    assert_eq!(pair.delivered, [1, 3, 2, 5, 2]);
+    assert_eq!((pair.told, pair.finish()), (0, 0));
+}
+
+#[test]
+fn a_line_that_is_back_takes_nothing_from_the_one_behind() {
+    for met in [true, false] {
+        let mut pair = Pair::new(Role::Lifecycle);
+        if met {
+            pair.send(1, NONE);
+            pair.read_all();
+            pair.down(Line::B);
+            pair.up(Line::B);
+        }
+        (2..=7).for_each(|says| pair.send(says, NONE));
+        pair.read(Line::A, 9, 0);
+        pair.down(Line::A);
+        pair.up(Line::A);
+        pair.read(Line::B, 9, 0);
+        pair.send(8, NONE);
+        pair.read_all();
+        let first = if met { 1 } else { 2 };
+        assert_eq!(pair.delivered, (first..=8).collect::<Vec<_>>());
+    }
+}
+
+#[test]
 fn a_frame_that_comes_again_takes_no_later_copy_in_the_same_words() {
     for lost in [NONE, ON_B] {
         let mut pair = pair();
