@@ -138,6 +138,21 @@ fn a_line_that_is_back_ahead_has_later_messages_than_the_one_behind() {
 }
 
 #[test]
+fn a_line_that_is_back_has_later_messages_than_those_before_it_subscribed() {
+    let mut pair = pair();
+    pair.down(Line::A);
+    pair.up(Line::A);
+    pair.send(2, ON_A);
+    pair.wires[0].seq = 0;
+    pair.read(Line::B, 1, 0);
+    (3..=3).chain(12..=12).chain(5..=5).for_each(|says| pair.send(says, NONE));
+    pair.read(Line::A, 9, 0);
+    pair.read(Line::B, 9, 0);
+    assert_eq!(pair.delivered, [1, 2, 3, 2, 5]);
+    assert_eq!((pair.told, pair.finish()), (0, 0));
+}
+
+#[test]
 fn a_line_that_is_back_takes_nothing_from_the_one_behind() {
     for met in [true, false] {
         let mut pair = Pair::new(Role::Lifecycle);
