@@ -243,18 +243,33 @@ impl Link {
             batch.entries.push(Entry::next(range, sid, seq));
             return;
         }
+        self.unusual(range, &envelope, batch, notes, counters);
+    }
+
+    /// A message that is not simply the next of its sequence. Apart from the others, whose path
+    /// stays short by that.
+    #[inline(never)]
+    fn unusual(
+        &mut self,
+        range: Range<usize>,
+        envelope: &Envelope,
+        batch: &mut Buffer,
+        notes: &mut Vec<Note>,
+        counters: &ShardCounters,
+    ) {
+        let text = batch.bytes.get(range.clone()).unwrap_or_default();
         let at = batch.received_at.mono;
-        let observed = self.observe(&envelope, batch.received_at, counters);
+        let observed = self.observe(envelope, batch.received_at, counters);
         if envelope.kind.is_data() {
             if envelope.kind == Kind::Book {
-                self.book(text, &envelope, observed, notes);
+                self.book(text, envelope, observed, notes);
             }
             let suspect = !self.suspicion.is_none() && self.suspicion.of(envelope.sid, text);
-            let entry = self.data(range, &envelope, observed, counters);
+            let entry = self.data(range, envelope, observed, counters);
             batch.entries.push(Entry { suspect, ..entry });
         } else {
             counters.replies.add(1);
-            if self.reply(text, &envelope, at, notes, counters).is_none() {
+            if self.reply(text, envelope, at, notes, counters).is_none() {
                 counters.replies_unmatched.add(1);
             }
         }

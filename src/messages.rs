@@ -249,11 +249,13 @@ impl Outlet {
             self.recycle(batch);
             return Handed { messages };
         }
+        if self.spoken_for {
+            left(&batch, &batch.entries);
+            self.recycle(batch);
+            return Handed { messages: 0 };
+        }
         let messages = u32::try_from(batch.entries.len()).unwrap_or(u32::MAX);
-        let charge = match self.spoken_for {
-            true => Charge::default(),
-            false => self.take_room(1, messages, units(&batch)),
-        };
+        let charge = self.take_room(1, messages, units(&batch));
         let granted = usize::try_from(charge.messages).unwrap_or(usize::MAX);
         if let Some(rest) = batch.entries.get(granted..).filter(|rest| !rest.is_empty()) {
             left(&batch, rest);
