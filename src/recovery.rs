@@ -179,8 +179,7 @@ impl<K: Ord + Copy> Recovery<K> {
             Phase::Round { .. } => {}
         }
         if policy == GapPolicy::Resubscribe || self.reopens || self.vain >= ROUNDS_MAX {
-            self.vain = 0;
-            self.phase = Phase::Reopening { until: after(now, patience) };
+            self.reopening(patience, now);
             return Some(Act::Reopen(self.suspects.keys().copied().collect()));
         }
         let past = match self.phase {
@@ -208,6 +207,14 @@ impl<K: Ord + Copy> Recovery<K> {
         }
         self.phase = Phase::Round { past: end };
         Some(Act::Ask(list))
+    }
+
+    /// All of them come anew, for whatever reason: what is suspect need not be asked for.
+    pub(crate) fn reopening(&mut self, patience: Duration, now: Instant) {
+        if !self.suspects.is_empty() {
+            self.vain = 0;
+            self.phase = Phase::Reopening { until: after(now, patience) };
+        }
     }
 
     /// The list returned last goes out as this command.

@@ -61,6 +61,11 @@ impl Repairs {
         self.allowance.take(books, now);
         self.turn = usize::from(conn.number());
     }
+
+    /// These come without being asked for, and count all the same.
+    pub(super) fn come_anew(&mut self, books: usize, now: Instant) {
+        self.allowance.take(books, now);
+    }
 }
 
 impl Subscriptions {
@@ -189,6 +194,14 @@ impl Subscriptions {
                 market.renew = true;
                 self.file(slot);
             }
+        }
+    }
+
+    /// The subscription is no more: what is suspect comes with the next.
+    pub(super) fn reopening(&mut self, conn: ConnId) {
+        let (patience, now) = (self.patience(), self.now);
+        if let Some(member) = self.member(conn) {
+            member.repair.reopening(patience, now);
         }
     }
 

@@ -285,6 +285,7 @@ impl Subscriptions {
         }
         member.line = Line::Closed;
         self.forget_all(conn);
+        self.reopening(conn);
         self.over_is_known(conn);
     }
 
@@ -314,6 +315,7 @@ impl Subscriptions {
             Line::Open { sid: open, renew: false } if open == sid => {
                 member.opened(sid);
                 member.pace.trouble_once(now);
+                self.repairs.come_anew(member.repair.suspects(), now);
             }
             // What a late reply said was on it is not, if that is the one.
             Line::Opening | Line::Unsure { .. } | Line::Asking { .. } => {

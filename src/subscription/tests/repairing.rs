@@ -136,6 +136,53 @@ fn f1_a_subscription_is_opened_anew_as_the_policy_has_it() {
 }
 
 #[test]
+fn e10_what_the_exchange_ended_is_opened_anew_once_and_no_book_is_asked_for() {
+    for policy in [GapPolicy::Resnapshot, GapPolicy::Resubscribe] {
+        let mut world = repairing(policy, Dialect::Live);
+        gap(&mut world, 1, 1, &[1]);
+        world.plan.renew(World::conn(1), Sid::new(1), world.now);
+        world.flow();
+        world.pass(1);
+        world.flow();
+        let sent = world.named();
+        let kinds: Vec<_> = sent.iter().map(|(_, kind, _)| kind.as_str()).collect();
+        assert_eq!(kinds, ["unsubscribe", "subscribe", "add_markets", "add_markets"]);
+        assert_eq!(books(&mut world, 1, 0..9), (9, 1), "{policy:?}");
+        // One did not come, and that is not left at that.
+        world.clients[1].troubled.insert(2);
+        for _ in 0..20 {
+            world.pass(1);
+            world.flow();
+        }
+        assert!(!world.named().is_empty(), "{policy:?}");
+    }
+}
+
+#[test]
+fn f9_books_of_what_the_exchange_ended_count_for_the_rate() {
+    let settings = SubscriptionSettings {
+        gap_policy: GapPolicy::Resnapshot,
+        recovery_rate: 1,
+        ..settings(Dialect::Live)
+    };
+    let mut world = World::new(settings);
+    (0..world.peers.len()).for_each(|index| world.up(index));
+    holding(&mut world, 12);
+    for index in 1..4 {
+        books(&mut world, index, 0..12);
+    }
+    world.named();
+    gap(&mut world, 1, 1, &[1]);
+    world.plan.renew(World::conn(1), Sid::new(1), world.now);
+    gap(&mut world, 2, 1, &[1]);
+    world.flow();
+    assert_eq!(count(&world.named(), "get_snapshot"), (0, 0));
+    world.pass(4);
+    world.flow();
+    assert_eq!(count(&world.named(), "get_snapshot"), (1, 4));
+}
+
+#[test]
 fn rounds_in_vain_end_in_a_new_subscription() {
     let mut world = repairing(GapPolicy::Resnapshot, Dialect::Live);
     gap(&mut world, 1, 1, &[1]);
