@@ -22,6 +22,8 @@ const PAUSE: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_secs(30);
 /// So long until those that cannot be asked for now are looked at again.
 const LEFT_ALONE: Duration = Duration::from_millis(200);
+/// Once messages of what is being opened anew are lost, the next book is waited for only so long.
+const LOST: Duration = Duration::from_secs(1);
 /// After so long with nothing suspect, pauses start from the beginning.
 const CALM: Duration = Duration::from_secs(1);
 
@@ -61,8 +63,8 @@ enum Phase<K> {
     Due { at: Instant },
     /// Amid a round: markets up to `past` have been asked for.
     Round { past: Option<K> },
-    /// Opened anew: books are due by then.
-    Reopening { until: Instant },
+    /// Opened anew: books are due by then, and from each on after so long the next.
+    Reopening { until: Instant, patience: Duration },
 }
 
 /// The recovery of one connection's books.
@@ -114,6 +116,11 @@ impl<K: Ord + Copy> Recovery<K> {
             is_new
         };
         let new: Vec<K> = markets.into_iter().filter(new).collect();
+        // A book on its way may be among what was lost.
+        if let Phase::Reopening { until, patience } = &mut self.phase {
+            *patience = (*patience).min(LOST);
+            *until = (*until).min(after(now, *patience));
+        }
         let Phase::Calm { since } = self.phase else { return (new, false) };
         if self.suspects.is_empty() {
             return (new, false);
@@ -131,16 +138,9 @@ impl<K: Ord + Copy> Recovery<K> {
 
     /// A book above the last gap came: since when the market was suspect, if it was, and whether
     /// it was the last.
-    pub(crate) fn sound(
-        &mut self,
-        key: K,
-        patience: Duration,
-        now: Instant,
-    ) -> Option<(Instant, bool)> {
+    pub(crate) fn sound(&mut self, key: K, now: Instant) -> Option<(Instant, bool)> {
         let since = self.suspects.remove(&key)?;
-        if let Phase::Reopening { until } = &mut self.phase {
-            *until = after(now, patience);
-        }
+        self.wait_on(now);
         Some((since, self.calm(now)))
     }
 
@@ -170,7 +170,7 @@ impl<K: Ord + Copy> Recovery<K> {
         match self.phase {
             _ if self.asking.is_some() => return None,
             Phase::Calm { .. } => return None,
-            Phase::Reopening { until } if until <= now => {
+            Phase::Reopening { until, .. } if until <= now => {
                 self.end_round(now);
                 return None;
             }
@@ -213,7 +213,14 @@ impl<K: Ord + Copy> Recovery<K> {
     pub(crate) fn reopening(&mut self, patience: Duration, now: Instant) {
         if !self.suspects.is_empty() {
             self.vain = 0;
-            self.phase = Phase::Reopening { until: after(now, patience) };
+            self.phase = Phase::Reopening { until: after(now, patience), patience };
+        }
+    }
+
+    /// What is opened anew makes headway: the next book is due from now on.
+    pub(crate) fn wait_on(&mut self, now: Instant) {
+        if let Phase::Reopening { until, patience } = &mut self.phase {
+            *until = after(now, *patience);
         }
     }
 
@@ -250,7 +257,7 @@ impl<K: Ord + Copy> Recovery<K> {
     pub(crate) fn due(&self) -> Option<Instant> {
         match self.phase {
             Phase::Due { at } => Some(at),
-            Phase::Reopening { until } => Some(until),
+            Phase::Reopening { until, .. } => Some(until),
             Phase::Calm { .. } | Phase::Round { .. } => None,
         }
     }

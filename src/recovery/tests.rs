@@ -59,7 +59,7 @@ impl Books {
     }
 
     fn sound(&mut self, market: u8) -> bool {
-        self.recovery.sound(market, PATIENCE, self.now).is_some()
+        self.recovery.sound(market, self.now).is_some()
     }
 
     /// The list's command ends, with all of its books or without.
@@ -221,10 +221,35 @@ fn what_is_opened_anew_has_its_time_from_the_last_book_on() {
     books.pass(10_000);
     assert!(books.sound(0));
     assert_eq!(books.recovery.due(), Some(books.now + PATIENCE));
+    books.pass(10_000);
+    books.recovery.wait_on(books.now);
+    assert_eq!(books.recovery.due(), Some(books.now + PATIENCE), "it is open");
     books.gap([0]);
     assert_eq!(books.next(100), None, "it is being opened anew");
     (0..3).for_each(|market| assert!(books.sound(market)));
     assert_eq!((books.recovery.due(), books.reopened), (None, 1));
+}
+
+#[test]
+fn what_is_lost_while_it_is_opened_anew_is_not_waited_for_as_long() {
+    let mut books = Books::new(GapPolicy::Resnapshot);
+    books.gap(0..4);
+    books.recovery.reopening(PATIENCE, books.now);
+    books.pass(500);
+    assert!(books.sound(0));
+    books.gap([0]);
+    let lost = books.now;
+    // The book of another gives it no more time than a book may take.
+    books.pass(200);
+    assert!(books.sound(1));
+    assert_eq!(books.next(100), None);
+    books.gap([1]);
+    assert_eq!(books.recovery.due(), Some(lost + Duration::from_millis(200) + LOST));
+    assert_eq!(books.wait(2_000), Some(Act::Ask((0..4).collect())));
+    // Of the next time nothing is lost yet.
+    books.answer(false);
+    books.recovery.reopening(PATIENCE, books.now);
+    assert_eq!(books.recovery.due(), Some(books.now + PATIENCE));
 }
 
 #[test]
@@ -284,7 +309,7 @@ proptest! {
                     }
                 }
                 1 | 2 => {
-                    let since = books.recovery.sound(market, PATIENCE, books.now);
+                    let since = books.recovery.sound(market, books.now);
                     prop_assert_eq!(since.map(|(since, _)| since), naive.remove(&market));
                     prop_assert!(since.is_none_or(|(_, last)| last == naive.is_empty()));
                 }

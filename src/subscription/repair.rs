@@ -104,7 +104,6 @@ impl Subscriptions {
 
     /// Books of these markets came, one ticker a line; says which of them were suspect.
     pub(super) fn repaired(&mut self, conn: ConnId, tickers: &str, now: Instant) -> Recovered {
-        let patience = self.patience();
         let mut markets = Vec::new();
         let mut left = 0;
         if let Some(member) = self.members.get_mut(place_of(conn))
@@ -112,7 +111,7 @@ impl Subscriptions {
         {
             for ticker in tickers.lines() {
                 let slot = self.directory.find(ticker);
-                let sound = slot.and_then(|slot| member.repair.sound(slot, patience, now));
+                let sound = slot.and_then(|slot| member.repair.sound(slot, now));
                 let Some((since, last)) = sound else { continue };
                 self.repairs.totals.completed += u64::from(last);
                 let took = now.saturating_duration_since(since);
@@ -142,6 +141,10 @@ impl Subscriptions {
         let member = self.members.get_mut(place_of(conn))?;
         if member.repair.suspects() == 0 || self.repairs.allowance.held_until(now).is_some() {
             return None;
+        }
+        if !single && member.first(Change::Add).is_some() {
+            // What is being opened anew is not all open yet.
+            member.repair.wait_on(now);
         }
         let mut filling = Filling::new(member.pace.chunk());
         let directory = &self.directory;

@@ -103,6 +103,7 @@ impl Subscriptions {
             (Ask::Subscribe, Verdict::Done) => {
                 member.line = Line::Closed;
                 ended.sid.into_iter().for_each(|sid| member.opened(sid));
+                member.repair.wait_on(now);
                 self.settle_flight(&flight, Observed::Present);
                 self.expect_books(conn, flight.markets, now);
             }

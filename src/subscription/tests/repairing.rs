@@ -159,6 +159,71 @@ fn e10_what_the_exchange_ended_is_opened_anew_once_and_no_book_is_asked_for() {
 }
 
 #[test]
+fn f1_a_book_lost_while_its_subscription_is_opened_anew_is_asked_for_soon() {
+    let mut world = repairing(GapPolicy::Resnapshot, Dialect::Live);
+    gap(&mut world, 1, 1, &[1]);
+    world.plan.renew(World::conn(1), Sid::new(1), world.now);
+    world.flow();
+    books(&mut world, 1, 0..4);
+    assert_eq!(gap(&mut world, 1, 2, &[2]), 4);
+    assert_eq!(books(&mut world, 1, 5..10), (5, 5));
+    world.named();
+    (0..2).for_each(|_| world.pass(1));
+    world.flow();
+    world.pass(1);
+    world.flow();
+    let sent = world.named();
+    assert_eq!((sent.len(), count(&sent, "get_snapshot")), (2, (2, 5)), "{sent:?}");
+}
+
+#[test]
+fn what_is_opened_anew_and_not_all_open_yet_is_not_begun_again() {
+    let mut world = repairing(GapPolicy::Resubscribe, Dialect::Live);
+    gap(&mut world, 1, 1, &[1]);
+    for what in ["the old one is ended", "the new one is open"] {
+        world.pump();
+        world.peers[1].take(Fate::Carried);
+        world.deliver(1);
+        assert_eq!(world.peers[1].inbox.len(), 0, "{what}");
+    }
+    gap(&mut world, 1, 2, &[2]);
+    for _ in 0..8 {
+        world.pump();
+        while !world.peers[1].inbox.is_empty() {
+            world.peers[1].take(Fate::Refused(27));
+            world.deliver(1);
+        }
+        world.pass(1);
+    }
+    world.flow();
+    let sent = world.named();
+    assert_eq!((count(&sent, "unsubscribe").0, count(&sent, "subscribe").0), (1, 1), "{sent:?}");
+    assert!(count(&sent, "add_markets").0 > 4, "{sent:?}");
+}
+
+#[test]
+fn f1_one_market_of_its_own_does_not_wait_for_another() {
+    let mut world = repairing(GapPolicy::Resnapshot, Dialect::Legacy);
+    let sid = |world: &mut World, market: &str| {
+        world.plan.info(&market.parse().unwrap(), world.now).unwrap().sid.unwrap().number()
+    };
+    let (first, second) = (sid(&mut world, "M3"), sid(&mut world, "M4"));
+    gap(&mut world, 1, 1, &[first]);
+    world.flow();
+    gap(&mut world, 1, 2, &[second]);
+    assert_eq!(books(&mut world, 1, 3..4), (1, 1));
+    world.named();
+    for _ in 0..3 {
+        world.pass(1);
+        world.flow();
+    }
+    let sent = world.named();
+    assert_eq!((sent.len(), count(&sent, "unsubscribe").0), (2, 1), "{sent:?}");
+    assert_eq!(count(&sent, "subscribe"), (1, 1), "{sent:?}");
+    assert_eq!(sent[1].2, ["M4"]);
+}
+
+#[test]
 fn f9_books_of_what_the_exchange_ended_count_for_the_rate() {
     let settings = SubscriptionSettings {
         gap_policy: GapPolicy::Resnapshot,
