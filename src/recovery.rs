@@ -24,7 +24,7 @@ const PAUSE_MAX: Duration = Duration::from_secs(30);
 const LEFT_ALONE: Duration = Duration::from_millis(200);
 /// Once messages of what is being opened anew are lost, the next book is waited for only so long.
 const LOST: Duration = Duration::from_secs(1);
-/// After so long with nothing suspect, pauses start from the beginning.
+/// After so long with nothing suspect that can be asked for, pauses start from the beginning.
 const CALM: Duration = Duration::from_secs(1);
 
 /// What is to be done.
@@ -61,6 +61,9 @@ enum Phase<K> {
     Calm { since: Option<Instant> },
     /// A round may begin.
     Due { at: Instant },
+    /// Since then none is suspect but those that cannot be asked for. As good as calm; they are
+    /// looked at again.
+    Left { since: Instant, at: Instant },
     /// Amid a round: markets up to `past` have been asked for.
     Round { past: Option<K> },
     /// Opened anew: books are due by then, and from each on after so long the next.
@@ -121,10 +124,11 @@ impl<K: Ord + Copy> Recovery<K> {
             *patience = (*patience).min(LOST);
             *until = (*until).min(after(now, *patience));
         }
-        let Phase::Calm { since } = self.phase else { return (new, false) };
-        if self.suspects.is_empty() {
-            return (new, false);
-        }
+        let (since, begins) = match self.phase {
+            Phase::Calm { since } if !self.suspects.is_empty() => (since, true),
+            Phase::Left { since, .. } if !new.is_empty() => (Some(since), false),
+            _ => return (new, false),
+        };
         let soon = since.is_some_and(|since| after(since, CALM) > now);
         let at = if soon {
             self.pause(now)
@@ -133,7 +137,7 @@ impl<K: Ord + Copy> Recovery<K> {
             now
         };
         self.phase = Phase::Due { at };
-        (new, true)
+        (new, begins)
     }
 
     /// A book above the last gap came: since when the market was suspect, if it was, and whether
@@ -174,8 +178,8 @@ impl<K: Ord + Copy> Recovery<K> {
                 self.end_round(now);
                 return None;
             }
-            Phase::Due { at } if at <= now => {}
-            Phase::Due { .. } | Phase::Reopening { .. } => return None,
+            Phase::Due { at } | Phase::Left { at, .. } if at <= now => {}
+            Phase::Due { .. } | Phase::Left { .. } | Phase::Reopening { .. } => return None,
             Phase::Round { .. } => {}
         }
         if policy == GapPolicy::Resubscribe || self.reopens || self.vain >= ROUNDS_MAX {
@@ -198,8 +202,7 @@ impl<K: Ord + Copy> Recovery<K> {
         }
         if list.is_empty() {
             if self.suspects.keys().all(|&key| pick(key) == Pick::Skip) {
-                // Nothing was asked in vain: what becomes suspect meanwhile must not wait for it.
-                self.phase = Phase::Due { at: after(now, LEFT_ALONE) };
+                self.leave_alone(now);
             } else {
                 self.end_round(now);
             }
@@ -239,6 +242,16 @@ impl<K: Ord + Copy> Recovery<K> {
         is_ours
     }
 
+    /// Nothing was asked in vain, and what becomes suspect from now on does not wait for these.
+    fn leave_alone(&mut self, now: Instant) {
+        let since = match self.phase {
+            Phase::Left { since, .. } => since,
+            _ => now,
+        };
+        self.vain = 0;
+        self.phase = Phase::Left { since, at: after(now, LEFT_ALONE) };
+    }
+
     /// A round is over and something is suspect still.
     fn end_round(&mut self, now: Instant) {
         if matches!(self.phase, Phase::Round { .. }) {
@@ -256,7 +269,7 @@ impl<K: Ord + Copy> Recovery<K> {
     /// When `next` has something to do.
     pub(crate) fn due(&self) -> Option<Instant> {
         match self.phase {
-            Phase::Due { at } => Some(at),
+            Phase::Due { at } | Phase::Left { at, .. } => Some(at),
             Phase::Reopening { until, .. } => Some(until),
             Phase::Calm { .. } | Phase::Round { .. } => None,
         }
