@@ -133,6 +133,10 @@ impl Subscriptions {
                 }
                 self.closed(conn);
             }
+            (
+                Ask::Add(sid) | Ask::Delete(sid) | Ask::Books(sid),
+                Verdict::Refused(_, Action::Renew),
+            ) => self.spoilt(conn, sid, &flight, now),
             (Ask::Books(_), _) => {}
             (Ask::Unsubscribe(_), Verdict::Done) => self.closed(conn),
             (Ask::Unsubscribe(sid), verdict) => {
@@ -150,15 +154,21 @@ impl Subscriptions {
             (Ask::Add(_) | Ask::Delete(_), Verdict::Unknown) => {
                 self.settle_all(&flight.markets, Some(Observed::Unknown));
             }
-            (Ask::Add(sid) | Ask::Delete(sid), Verdict::Refused(_, Action::Renew)) => {
-                member.line = Line::Open { sid, renew: true };
-                member.over_at = member.over_at.or(Some(now));
-                member.pace.trouble_once(now);
-                self.settle_all(&flight.markets, None);
-            }
             (Ask::Add(_) | Ask::Delete(_), Verdict::Refused(code, action)) => {
                 self.refuse(conn, flight, (code, action), now);
             }
+        }
+    }
+
+    /// The answer is that the line's subscription is over.
+    fn spoilt(&mut self, conn: ConnId, sid: Sid, flight: &Flight, now: Instant) {
+        let Some(member) = self.member(conn) else { return };
+        member.line = Line::Open { sid, renew: true };
+        member.over_at = member.over_at.or(Some(now));
+        member.pace.trouble_once(now);
+        // Of markets whose books were asked for, something else may be asked.
+        if !matches!(flight.ask, Ask::Books(_)) {
+            self.settle_all(&flight.markets, None);
         }
     }
 

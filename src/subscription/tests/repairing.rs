@@ -324,6 +324,26 @@ fn f9_the_rate_holds_over_all_connections() {
 }
 
 #[test]
+fn e10_an_end_that_answers_a_question_for_books_is_an_end() {
+    for code in [10, 17, 25] {
+        let mut world = World::new(settings(Dialect::Live));
+        world.up(1);
+        holding(&mut world, 4);
+        world.pass(6);
+        world.pump();
+        assert_eq!(count(&world.named(), "get_snapshot"), (1, 4));
+        world.peers[1].take(Fate::Refused(code));
+        world.deliver(1);
+        world.flow();
+        let kinds: Vec<_> = world.named().into_iter().map(|(_, kind, _)| kind).collect();
+        assert_eq!(kinds, ["unsubscribe", "subscribe"], "{code}");
+        books(&mut world, 1, 0..4);
+        world.quiesce();
+        world.check_settled();
+    }
+}
+
+#[test]
 fn f1_books_that_do_not_come_in_time_hold_nothing_else_back() {
     let mut world = repairing(GapPolicy::Resnapshot, Dialect::Live);
     gap(&mut world, 1, 1, &[1]);
