@@ -340,7 +340,13 @@ impl Link {
         match self.commands.reply(response, envelope.sid) {
             Answer::Ended(ended) => {
                 self.heard = true;
+                let over = self.sids.ended_by(&ended, envelope.sid);
                 self.land(ended, (envelope.seq, at), Note::Ended, notes);
+                if let Some((sid, code)) = over {
+                    // It counts on until it is ended: it may stream all the same.
+                    self.broken(sid, at);
+                    self.sids.ended(sid, Some(code));
+                }
             }
             Answer::Late(ended) if envelope.seq.is_none() && self.is_stale(&ended) => {
                 counters.replies_late.add(1);

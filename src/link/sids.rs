@@ -5,7 +5,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::code::ExchangeCode;
+use crate::command::{Ended, Outcome};
 use crate::ids::Sid;
+use crate::request::Expects;
 
 /// Subscriptions that ended before they were acknowledged, remembered until they are.
 const EARLY_MAX: usize = 32;
@@ -32,6 +34,18 @@ impl Sids {
     /// Whether any is open.
     pub(super) fn is_any_open(&self) -> bool {
         !self.open.is_empty()
+    }
+
+    /// The open subscription that a command was about, if the answer is that it is over.
+    pub(super) fn ended_by(
+        &self,
+        ended: &Ended,
+        named: Option<Sid>,
+    ) -> Option<(Sid, ExchangeCode)> {
+        let Outcome::Rejected { code } = ended.outcome else { return None };
+        let about_one = matches!(ended.expects, Expects::Done | Expects::Books(_));
+        let sid = named.or_else(|| self.only()).filter(|sid| self.open.contains(sid))?;
+        (about_one && code.is_terminal()).then_some((sid, code))
     }
 
     /// The one that is open, if it is the only one.

@@ -102,6 +102,33 @@ fn e10_a_terminal_error_is_told_once_however_often_it_is_said() {
 }
 
 #[test]
+fn e10_a_terminal_error_that_answers_a_command_ends_its_subscription_too() {
+    let sid = crate::ids::Sid::new(1);
+    let rejected = Outcome::Rejected { code: ExchangeCode::ChannelError };
+    let answer = text(r#"{"type":"error","id":2,"sid":1,"msg":{"code":10,"msg":"no"}}"#);
+    for ask in [Ask::Add(sid), Ask::Delete(sid), Ask::Books(sid)] {
+        let mut world = World::new(10);
+        let peer = world.adopt(BOOK, 1, Vec::new(), 0.0);
+        world.subscribe(1.0);
+        world.give(BOOK, &peer, vec![Chunk::Bytes(ok(1, 1))], 2.0);
+        world.ask(ask, 3.0);
+        told(&world);
+        world.give(BOOK, &peer, vec![Chunk::Bytes(answer.clone())], 4.0);
+        let over = Told::Over(Some(ExchangeCode::ChannelError));
+        assert_eq!(told(&world), [Told::Ended(2, rejected), over], "{ask:?}");
+        world.give(BOOK, &peer, vec![Chunk::Bytes(error(1, 10))], 5.0);
+        assert_eq!(told(&world), [], "said once more, it is no news");
+    }
+    // What a refusal to open one is about is not open.
+    let mut world = World::new(10);
+    let peer = world.adopt(BOOK, 1, Vec::new(), 0.0);
+    world.subscribe(1.0);
+    world.subscribe(1.0);
+    world.give(BOOK, &peer, vec![Chunk::Bytes([ok(1, 1), answer].concat())], 2.0);
+    assert_eq!(told(&world), [Told::Ended(1, Outcome::Ok), Told::Ended(2, rejected)]);
+}
+
+#[test]
 fn e1_a_reply_to_nothing_we_asked_here_ends_nothing() {
     let mut world = World::new(10);
     let peer = world.adopt(BOOK, 1, Vec::new(), 0.0);

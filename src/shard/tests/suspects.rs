@@ -185,6 +185,20 @@ fn e10_a_subscription_the_exchange_ends_is_a_gap_and_the_next_one_mends_it() {
 }
 
 #[test]
+fn e10_so_is_one_whose_end_is_told_by_an_answer() {
+    let mut world = following(100);
+    let peer = world.adopt(BOOK, 1, Vec::new(), 0.0);
+    world.subscribe(0.0);
+    let subscribed = text(r#"{"type":"subscribed","id":1,"msg":{"channel":"x","sid":1}}"#);
+    world.give(BOOK, &peer, vec![Chunk::Bytes([subscribed, of("snapshot", 1, "A")].concat())], 1.0);
+    world.ask(Ask::Books(crate::ids::Sid::new(1)), 1.5);
+    let ended = text(r#"{"type":"error","id":2,"sid":1,"seq":2,"msg":{"code":10,"msg":"no"}}"#);
+    world.give(BOOK, &peer, vec![Chunk::Bytes([ended, of("snapshot", 3, "A")].concat())], 2.0);
+    assert_eq!(marks(&mut world), [(1, false), (3, true)]);
+    assert_eq!(news(&world), ["A", "gap 1 of [1]"]);
+}
+
+#[test]
 fn a_gap_elsewhere_than_in_order_books_is_followed_up_by_nobody() {
     let mut world = following(100);
     let trade = POOL.iter().find(|&(_, role)| role == Role::Trade).unwrap().0;
