@@ -134,9 +134,9 @@ pub enum Event {
         /// The subscription that lost messages; none when several did (of single markets, in the
         /// legacy dialect).
         sid: Option<Sid>,
-        /// The markets, the first thousand of them.
+        /// The markets, at most a thousand; more are told in several events.
         markets: Vec<Ticker>,
-        /// How many there are.
+        /// How many there are in all of those events.
         total: u64,
     },
     /// A fresh snapshot of each of these markets has passed: their books are sound again. Markets

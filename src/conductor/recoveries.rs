@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::Conductor;
 use crate::event::Event;
 use crate::gap::Gaps;
-use crate::ids::{ConnId, Epoch};
+use crate::ids::{ConnId, Epoch, widen};
 use crate::mailbox::{Order, SETTLED_ORDERS_MAX};
 use crate::pool::shard_of;
 use crate::subscription::{MARKETS_TOLD_MAX, Suspected};
@@ -18,17 +18,20 @@ const AGAIN: Duration = Duration::from_millis(1);
 impl<L> Conductor<L> {
     pub(super) fn gap(&mut self, conn: ConnId, epoch: Epoch, gaps: &Gaps, now: Instant) {
         let suspected = self.parts.subscriptions.gap(conn, gaps, now);
-        if let Some(Suspected { sid, markets, total }) = suspected {
-            log::debug!("connection {conn}: {total} markets are suspect after a gap");
+        let Some(Suspected { sid, markets }) = suspected else { return };
+        let total = widen(markets.len());
+        log::debug!("connection {conn}: {total} markets are suspect after a gap");
+        for part in markets.chunks(MARKETS_TOLD_MAX) {
+            let markets = part.to_vec();
             self.event(Event::Suspect { conn, epoch, sid, markets, total });
         }
     }
 
     pub(super) fn books_came(&mut self, conn: ConnId, epoch: Epoch, tickers: &str, now: Instant) {
         let recovered = self.parts.subscriptions.books_came(conn, tickers, now);
-        let mut left = recovered.left + crate::ids::widen(recovered.markets.len());
+        let mut left = recovered.left + widen(recovered.markets.len());
         for part in recovered.markets.chunks(MARKETS_TOLD_MAX) {
-            left -= crate::ids::widen(part.len());
+            left -= widen(part.len());
             let times = part.iter().map(|&(_, took)| took);
             times.clone().for_each(|took| self.parts.counters.control.recovery.recovered(took));
             let took = times.max().unwrap_or_default();

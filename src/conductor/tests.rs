@@ -9,6 +9,7 @@ use super::*;
 use crate::code::ExchangeCode;
 use crate::command::{Ended, Outcome};
 use crate::config::Config;
+use crate::gap::Gaps;
 use crate::mailbox::Adoption;
 use crate::pool::PoolLayout;
 use crate::subscription::SubscriptionSettings;
@@ -160,13 +161,13 @@ impl World {
             .unwrap();
     }
 
-    /// The exchange refuses every command it was sent.
-    fn refuse_all(&mut self) {
+    /// The exchange answers every command it was sent in this way.
+    fn end_all(&mut self, outcome: Outcome) {
         for order in self.shards.iter().flat_map(Receiver::try_iter) {
             let Order::Command { conn, epoch, request } = order else { continue };
-            let outcome = Outcome::Rejected { code: ExchangeCode::InvalidParameter };
+            let sid = outcome.is_ok().then_some(crate::ids::Sid::new(1));
             let (id, expects) = (request.id, request.expects);
-            let ended = Ended { id, expects, outcome, sid: None, detail: None };
+            let ended = Ended { id, expects, outcome, sid, detail: None };
             self.reports.send(Report::Ended { conn, epoch, ended }).unwrap();
         }
     }
@@ -485,7 +486,7 @@ fn j9_a_thousand_markets_refused_at_once_are_a_line_a_second() {
         for _ in 0..1_000 {
             world.now += Duration::from_millis(10);
             world.conductor.step(world.now);
-            world.refuse_all();
+            world.end_all(Outcome::Rejected { code: ExchangeCode::InvalidParameter });
         }
     });
     let refused = world.counters.control.markets_refused.total();
@@ -516,4 +517,32 @@ fn i7_an_outcome_of_an_earlier_epoch_ends_nothing_in_this_one() {
     world.reports.send(Report::Ended { conn, epoch: Epoch::new(2), ended: done }).unwrap();
     world.run(seconds(1), |_, _| Ok(()));
     assert_eq!(world.counters.control.markets.total(), 1, "the market is confirmed");
+}
+
+#[test]
+fn f1_all_markets_that_become_suspect_are_named_a_thousand_at_a_time() {
+    let mut world = World::new();
+    let last = ConnId::new(150);
+    world.run(seconds(60), |_, conn| match conn {
+        conn if conn == last || conn.number() <= 6 => Ok(()),
+        _ => Err(status(503, None)),
+    });
+    for number in 0..2_500 {
+        world.conductor.parts.subscriptions.want(&format!("M{number}"), 0, world.now);
+    }
+    while world.conductor.parts.subscriptions.totals() != (2_500, 2_500) {
+        world.conductor.step(world.now);
+        world.end_all(Outcome::Ok);
+    }
+    world.events.try_iter().for_each(drop);
+    let gaps = Gaps { sids: vec![crate::ids::Sid::new(1)], last: 1, since: world.now };
+    world.reports.send(Report::Gaps { conn: last, epoch: world.live[&last], gaps }).unwrap();
+    world.conductor.step(world.now);
+    let named = world.events.try_iter().filter_map(|event| match event {
+        Event::Suspect { markets, total: 2_500, .. } => Some(markets),
+        _ => None,
+    });
+    let named: Vec<_> = named.collect();
+    assert_eq!(named.iter().map(Vec::len).collect::<Vec<_>>(), [1_000, 1_000, 500]);
+    assert_eq!(named.iter().flatten().collect::<std::collections::BTreeSet<_>>().len(), 2_500);
 }

@@ -37,9 +37,7 @@ pub(super) struct Repairs {
 pub(crate) struct Suspected {
     /// The subscription, where it is one.
     pub(crate) sid: Option<Sid>,
-    /// The first of them.
     pub(crate) markets: Vec<Ticker>,
-    pub(crate) total: u64,
 }
 
 /// Markets that are sound again.
@@ -95,11 +93,11 @@ impl Subscriptions {
         });
         let (new, begins) = member.repair.gap(gaps.last, touched, gaps.since, now);
         self.repairs.totals.started += u64::from(begins);
-        let told = new.iter().take(MARKETS_TOLD_MAX);
-        let markets = told.filter_map(|&slot| self.directory.ticker(slot).parse().ok()).collect();
+        let told = new.iter().filter_map(|&slot| self.directory.ticker(slot).parse().ok());
+        let markets: Vec<Ticker> = told.collect();
         let sid = Some(gaps.sids.as_slice()).filter(|sids| sids.len() == 1);
         let sid = sid.and_then(|sids| sids.first().copied());
-        (!new.is_empty()).then(|| Suspected { sid, markets, total: widen(new.len()) })
+        (!markets.is_empty()).then_some(Suspected { sid, markets })
     }
 
     /// Books of these markets came, one ticker a line; says which of them were suspect.

@@ -24,7 +24,7 @@ fn gap(world: &mut World, index: usize, last: u64, sids: &[u64]) -> u64 {
     let sids = sids.iter().map(|&sid| Sid::new(sid)).collect();
     let gaps = Gaps { sids, last, since: world.now };
     let suspected = world.plan.gap(World::conn(index), &gaps, world.now);
-    suspected.map_or(0, |suspected| suspected.total)
+    suspected.map_or(0, |suspected| widen(suspected.markets.len()))
 }
 
 fn suspects(world: &World) -> u64 {
