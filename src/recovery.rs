@@ -220,6 +220,11 @@ impl<K: Ord + Copy> Recovery<K> {
         }
     }
 
+    /// Whether all of them come anew.
+    pub(crate) fn is_reopening(&self) -> bool {
+        matches!(self.phase, Phase::Reopening { .. })
+    }
+
     /// What is opened anew makes headway: the next book is due from now on.
     pub(crate) fn wait_on(&mut self, now: Instant) {
         if let Phase::Reopening { until, patience } = &mut self.phase {

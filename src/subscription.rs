@@ -429,14 +429,15 @@ impl Subscriptions {
             && member.overdue.front().is_some_and(|overdue| overdue.until <= now)
             && let Some(overdue) = member.overdue.pop_front()
         {
+            let reopening = member.repair.is_reopening();
             self.unpin(&overdue.flight.markets);
             for &slot in &overdue.flight.markets {
                 self.file(slot);
-                // It is not there after all, and no gap was about it.
+                // It is not there after all, and no gap was about it; unless all come anew.
                 let absent = |m: &&Market| {
                     m.overdue == 0 && m.observed == Observed::Absent && m.asked.is_none()
                 };
-                if self.directory.get(slot).filter(absent).is_some() {
+                if !reopening && self.directory.get(slot).filter(absent).is_some() {
                     self.excuse(conn, slot);
                 }
             }

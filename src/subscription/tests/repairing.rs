@@ -121,6 +121,32 @@ fn f1_one_that_can_have_been_added_no_more_is_not_suspect() {
 }
 
 #[test]
+fn f1_one_that_comes_anew_with_the_others_is_suspect_until_it_has_come() {
+    let mut world = repairing(GapPolicy::Resnapshot, Dialect::Live);
+    (1..10).for_each(|number| world.want(number, 9));
+    world.unwant(0);
+    world.pump();
+    world.peers[1].take(Fate::Lost);
+    world.pass(6);
+    world.want(0, 0);
+    world.flow();
+    books(&mut world, 1, 0..1);
+    world.pass(59);
+    assert_eq!(gap(&mut world, 1, 1, &[1]), 10);
+    world.plan.renew(World::conn(1), Sid::new(1), world.now);
+    world.pump();
+    world.peers[1].take(Fate::Carried);
+    world.deliver(1);
+    world.pump();
+    // What might have deleted it is over; it waits to be added after the others.
+    world.pass(2);
+    world.flow();
+    assert_eq!(books(&mut world, 1, 0..10), (10, 0));
+    world.quiesce();
+    world.check_settled();
+}
+
+#[test]
 fn f1_a_subscription_is_opened_anew_as_the_policy_has_it() {
     let mut world = repairing(GapPolicy::Resubscribe, Dialect::Live);
     gap(&mut world, 1, 1, &[1]);
