@@ -301,10 +301,12 @@ impl<L> Conductor<L> {
             match report {
                 Report::Ended { conn, epoch, ended } if self.is_current(conn, epoch) => {
                     self.ended(conn, epoch, ended, now);
+                    self.early_gap(conn, epoch, now);
                 }
                 Report::Late { conn, epoch, ended } if self.is_current(conn, epoch) => {
                     log::debug!("connection {conn}: late reply to command {}", ended.id);
                     self.parts.subscriptions.late(conn, &ended, now);
+                    self.early_gap(conn, epoch, now);
                 }
                 Report::Books { conn, epoch, tickers } if self.is_current(conn, epoch) => {
                     self.books_came(conn, epoch, &tickers, now);

@@ -27,6 +27,13 @@ impl<L> Conductor<L> {
         }
     }
 
+    /// Gaps heard of before the reply that says what they are about.
+    pub(super) fn early_gap(&mut self, conn: ConnId, epoch: Epoch, now: Instant) {
+        if let Some(gaps) = self.parts.subscriptions.take_early_gap(conn) {
+            self.gap(conn, epoch, &gaps, now);
+        }
+    }
+
     pub(super) fn books_came(&mut self, conn: ConnId, epoch: Epoch, tickers: &str, now: Instant) {
         let recovered = self.parts.subscriptions.books_came(conn, tickers, now);
         let mut left = recovered.left + widen(recovered.markets.len());

@@ -546,3 +546,31 @@ fn f1_all_markets_that_become_suspect_are_named_a_thousand_at_a_time() {
     assert_eq!(named.iter().map(Vec::len).collect::<Vec<_>>(), [1_000, 1_000, 500]);
     assert_eq!(named.iter().flatten().collect::<std::collections::BTreeSet<_>>().len(), 2_500);
 }
+
+#[test]
+fn f1_a_gap_told_before_the_reply_that_says_whose_it_is_is_repaired() {
+    let mut world = World::speaking(Dialect::Legacy);
+    world.run(seconds(60), |_, _| Ok(()));
+    let orders = |world: &World| -> Vec<(ConnId, Epoch, crate::request::Request)> {
+        let all = world.shards.iter().flat_map(Receiver::try_iter);
+        let command = |order| match order {
+            Order::Command { conn, epoch, request } => Some((conn, epoch, request)),
+            _ => None,
+        };
+        all.filter_map(command).collect()
+    };
+    orders(&world);
+    world.conductor.parts.subscriptions.want("M", 0, world.now);
+    world.conductor.step(world.now);
+    let [(conn, epoch, ref request)] = orders(&world)[..] else { panic!() };
+    let (sid, id, expects) = (crate::ids::Sid::new(5), request.id, request.expects);
+    let gaps = Gaps { sids: vec![sid, crate::ids::Sid::new(6)], last: 1, since: world.now };
+    world.reports.send(Report::Gaps { conn, epoch, gaps }).unwrap();
+    let ended = Ended { id, expects, outcome: Outcome::Ok, sid: Some(sid), detail: None };
+    world.reports.send(Report::Ended { conn, epoch, ended }).unwrap();
+    world.conductor.step(world.now);
+    assert_eq!(world.seen(|event| matches!(event, Event::Suspect { total: 1, .. })), 1);
+    let [(.., ref request)] = orders(&world)[..] else { panic!() };
+    assert_eq!(request.expects, crate::request::Expects::End(sid));
+    assert_eq!(world.conductor.parts.subscriptions.take_early_gap(conn), None, "once");
+}

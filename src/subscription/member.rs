@@ -8,6 +8,7 @@ use super::directory::Directory;
 use super::list::{List, Ranks};
 use super::pace::Pace;
 use crate::code::ExchangeCode;
+use crate::gap::Gaps;
 use crate::ids::{CommandId, ConnId, Role, Sid};
 use crate::market::{Change, Shelf, Slot};
 use crate::recovery::Recovery;
@@ -15,6 +16,8 @@ use crate::request::Ask;
 
 /// Strays that have ended, remembered of one connection.
 const ENDED_MAX: usize = 1_024;
+/// Sids with gaps, of no market yet, remembered of one connection.
+const EARLY_MAX: usize = 64;
 
 /// A connection's subscription.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -132,6 +135,9 @@ pub(crate) struct OwnSids {
     pub(crate) ended: BTreeSet<Sid>,
     /// There may be subscriptions nobody knows: the exchange must be asked.
     pub(crate) unsure: bool,
+    /// Gaps of sids of which nobody has heard yet whose they are: the number of the last, and since
+    /// when.
+    early: BTreeMap<Sid, (u64, Instant)>,
 }
 
 impl OwnSids {
@@ -145,6 +151,32 @@ impl OwnSids {
         self.by_market.remove(&robbed);
         self.over_at.remove(&robbed);
         Some(robbed)
+    }
+
+    /// The markets these gaps are about. What belongs to none is remembered: the reply that says
+    /// whose it is may be told after it.
+    pub(crate) fn lost(&mut self, gaps: &Gaps) -> Vec<Slot> {
+        let unknown = gaps.sids.iter().filter(|sid| !self.by_sid.contains_key(sid));
+        for &sid in unknown {
+            let (last, _) = self.early.entry(sid).or_insert((gaps.last, gaps.since));
+            *last = gaps.last;
+            if self.early.len() > EARLY_MAX {
+                self.early.pop_first();
+            }
+        }
+        gaps.sids.iter().filter_map(|sid| self.by_sid.get(sid).copied()).collect()
+    }
+
+    /// Of what is remembered, that of which it is known by now whose it is.
+    pub(crate) fn take_early(&mut self) -> Option<Gaps> {
+        let mut known = self.early.extract_if(.., |sid, _| self.by_sid.contains_key(sid));
+        let (sid, (last, since)) = known.next()?;
+        let mut gaps = Gaps { sids: vec![sid], last, since };
+        for (sid, (last, since)) in known {
+            gaps.sids.push(sid);
+            (gaps.last, gaps.since) = (gaps.last.max(last), gaps.since.min(since));
+        }
+        Some(gaps)
     }
 
     /// A stray is no more.

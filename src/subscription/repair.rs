@@ -80,9 +80,7 @@ impl Subscriptions {
         let single = self.is_single_member(conn);
         let member = self.members.get_mut(place_of(conn))?;
         let slots = match single {
-            true => {
-                gaps.sids.iter().filter_map(|sid| member.own.by_sid.get(sid).copied()).collect()
-            }
+            true => member.own.lost(gaps),
             false => member.markets(&self.directory),
         };
         let directory = &self.directory;
@@ -98,6 +96,11 @@ impl Subscriptions {
         let sid = Some(gaps.sids.as_slice()).filter(|sids| sids.len() == 1);
         let sid = sid.and_then(|sids| sids.first().copied());
         (!markets.is_empty()).then_some(Suspected { sid, markets })
+    }
+
+    /// Gaps told before it was known which markets they are about, and now it is.
+    pub(crate) fn take_early_gap(&mut self, conn: ConnId) -> Option<Gaps> {
+        self.member(conn)?.own.take_early()
     }
 
     /// Books of these markets came, one ticker a line; says which of them were suspect.

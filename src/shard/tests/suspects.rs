@@ -199,6 +199,18 @@ fn e10_so_is_one_whose_end_is_told_by_an_answer() {
 }
 
 #[test]
+fn f1_a_gap_may_be_told_before_the_reply_that_says_whose_sid_it_is() {
+    let mut world = following(100);
+    let peer = world.adopt(BOOK, 1, Vec::new(), 0.0);
+    world.subscribe(0.0);
+    let subscribed = text(r#"{"type":"subscribed","id":1,"msg":{"channel":"x","sid":1}}"#);
+    world.give(BOOK, &peer, vec![Chunk::Bytes([subscribed, of("delta", 2, "A")].concat())], 1.0);
+    assert_eq!(marks(&mut world), [(2, true)]);
+    let told: Vec<_> = world.reports.try_iter().collect();
+    assert!(matches!(told[..], [Report::Gaps { .. }, Report::Ended { .. }]), "{told:?}");
+}
+
+#[test]
 fn a_gap_elsewhere_than_in_order_books_is_followed_up_by_nobody() {
     let mut world = following(100);
     let trade = POOL.iter().find(|&(_, role)| role == Role::Trade).unwrap().0;

@@ -320,6 +320,20 @@ fn f1_a_market_with_a_sid_of_its_own_is_opened_anew_alone() {
 }
 
 #[test]
+fn gaps_of_sids_that_are_nobodys_are_not_remembered_without_end() {
+    let mut world = repairing(GapPolicy::Resnapshot, Dialect::Legacy);
+    let sids: Vec<u64> = (1_000..70_000).collect();
+    assert_eq!(gap(&mut world, 1, 1, &sids), 0);
+    for sid in 69_000..70_000 {
+        let slot = crate::market::Slot(u32::try_from(sid).unwrap());
+        world.plan.members[1].own.insert(slot, Sid::new(sid));
+    }
+    let early = world.plan.take_early_gap(World::conn(1)).unwrap();
+    assert!(early.sids.len() <= 64 && early.last == 1, "{}", early.sids.len());
+    assert_eq!(world.plan.take_early_gap(World::conn(1)), None);
+}
+
+#[test]
 fn f9_the_rate_holds_over_all_connections() {
     let settings = SubscriptionSettings {
         gap_policy: GapPolicy::Resnapshot,
