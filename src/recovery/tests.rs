@@ -20,6 +20,8 @@ struct Books {
     /// Lists asked for so far, and reopenings.
     lists: u64,
     reopened: u64,
+    /// One that cannot be asked for.
+    elsewhere: Option<u8>,
 }
 
 impl Books {
@@ -27,7 +29,7 @@ impl Books {
         let now = crate::clock::now();
         let recovery = Recovery::default();
         let (list, ids, gaps, lists, reopened) = (Vec::new(), 0, 0, 0, 0);
-        Self { recovery, policy, now, ids, gaps, list, lists, reopened }
+        Self { recovery, policy, now, ids, gaps, list, lists, reopened, elsewhere: None }
     }
 
     fn gap(&mut self, markets: impl IntoIterator<Item = u8>) -> (Vec<u8>, bool) {
@@ -36,8 +38,11 @@ impl Books {
     }
 
     fn next(&mut self, most: usize) -> Option<Act<u8>> {
-        let mut left = most;
-        let act = self.recovery.next(self.policy, PATIENCE, self.now, |_| {
+        let (mut left, elsewhere) = (most, self.elsewhere);
+        let act = self.recovery.next(self.policy, PATIENCE, self.now, |key| {
+            if elsewhere == Some(key) {
+                return Pick::Skip;
+            }
             if left == 0 {
                 return Pick::Full;
             }
@@ -327,7 +332,7 @@ proptest! {
     #[test]
     fn agrees_with_a_naive_model(
         policy in prop::sample::select(vec![GapPolicy::Resnapshot, GapPolicy::Resubscribe]),
-        steps in prop::collection::vec((0u8..8, 0u8..12, 1usize..6), 1..120),
+        steps in prop::collection::vec((0u8..11, 0u8..12, 1usize..6), 1..120),
     ) {
         let mut books = Books::new(policy);
         let mut naive: BTreeMap<u8, Instant> = BTreeMap::new();
@@ -362,6 +367,9 @@ proptest! {
                     }
                 }
                 5 => books.pass(u64::from(market) * 100),
+                8 => books.recovery.reopening(PATIENCE, books.now),
+                9 => books.recovery.wait_on(books.now),
+                10 => books.elsewhere = (market < 6).then_some(market),
                 _ => {
                     let idle = books.recovery.due().is_some();
                     match books.next(most) {
@@ -372,6 +380,7 @@ proptest! {
                             prop_assert!(list.len() <= most);
                             for market in list {
                                 prop_assert!(naive.contains_key(&market), "{} is sound", market);
+                                prop_assert!(books.elsewhere != Some(market));
                                 prop_assert!(round.insert(market), "{} twice", market);
                             }
                         }
@@ -386,6 +395,7 @@ proptest! {
             let settled = books.gaps > 0 && naive.is_empty();
             prop_assert_eq!(books.recovery.unsettled(), settled.then_some(books.gaps));
         }
+        books.elsewhere = None;
         prop_assert!(books.settle() < 40, "no end of it");
     }
 
