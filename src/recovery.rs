@@ -182,7 +182,7 @@ impl<K: Ord + Copy> Recovery<K> {
             Phase::Due { .. } | Phase::Left { .. } | Phase::Reopening { .. } => return None,
             Phase::Round { .. } => {}
         }
-        if policy == GapPolicy::Resubscribe || self.reopens || self.vain >= ROUNDS_MAX {
+        if self.always_reopens(policy) || self.vain >= ROUNDS_MAX {
             self.reopening(patience, now);
             return Some(Act::Reopen(self.suspects.keys().copied().collect()));
         }
@@ -218,6 +218,11 @@ impl<K: Ord + Copy> Recovery<K> {
             self.vain = 0;
             self.phase = Phase::Reopening { until: after(now, patience), patience };
         }
+    }
+
+    /// Whether no book is ever asked for.
+    pub(crate) fn always_reopens(&self, policy: GapPolicy) -> bool {
+        policy == GapPolicy::Resubscribe || self.reopens
     }
 
     /// Whether all of them come anew.

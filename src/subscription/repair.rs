@@ -143,8 +143,9 @@ impl Subscriptions {
         if member.repair.suspects() == 0 || self.repairs.allowance.held_until(now).is_some() {
             return None;
         }
-        if !single && member.first(Change::Add).is_some() {
-            // What is being opened anew is not all open yet.
+        let shared = !single && member.repair.always_reopens(policy);
+        if shared && member.first(Change::Add).is_some() {
+            // What is being opened anew is not all open yet, and would be begun again.
             member.repair.wait_on(now);
         }
         let mut filling = Filling::new(member.pace.chunk());

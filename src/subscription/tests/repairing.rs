@@ -228,6 +228,29 @@ fn what_is_opened_anew_and_not_all_open_yet_is_not_begun_again() {
 }
 
 #[test]
+fn f1_books_lost_are_asked_for_though_more_cannot_be_added() {
+    let mut world = repairing(GapPolicy::Resnapshot, Dialect::Live);
+    gap(&mut world, 1, 1, &[1]);
+    world.plan.renew(World::conn(1), Sid::new(1), world.now);
+    for _ in ["the old one is ended", "the new one is open"] {
+        world.pump();
+        world.peers[1].take(Fate::Carried);
+        world.deliver(1);
+    }
+    assert_eq!(gap(&mut world, 1, 2, &[2]), 0);
+    world.named();
+    for _ in 0..8 {
+        world.pump();
+        while !world.peers[1].inbox.is_empty() {
+            world.peers[1].take(Fate::Refused(27));
+            world.deliver(1);
+        }
+        world.pass(1);
+    }
+    assert!(count(&world.named(), "get_snapshot").0 > 0);
+}
+
+#[test]
 fn f1_one_market_of_its_own_does_not_wait_for_another() {
     let mut world = repairing(GapPolicy::Resnapshot, Dialect::Legacy);
     let sid = |world: &mut World, market: &str| {
