@@ -138,10 +138,11 @@ impl Coverage {
         lost
     }
 
-    /// A line that is just up has not subscribed yet: what the other brought so far it will not.
+    /// A line that is just up has not subscribed yet: what the other brought so far it will not. If
+    /// that is there and brought nothing, it may begin later still.
     pub(super) fn begins_now(&mut self, line: Line) {
         let (own, other) = self.track(line);
-        own.floor = other.reach;
+        own.floor = if other.live && other.slot == 0 { 0 } else { other.reach };
     }
 
     /// A line is gone; says how many holes are lost with it, because nobody is left to place them.

@@ -153,6 +153,18 @@ fn a_line_that_is_back_has_later_messages_than_those_before_it_subscribed() {
 }
 
 #[test]
+fn a_line_that_was_up_first_may_begin_last() {
+    let mut pair = Pair::new(Role::Lifecycle);
+    (1..=3).for_each(|says| pair.send(says, ON_A));
+    pair.wires[0].seq = 0;
+    pair.read_all();
+    pair.send(4, NONE);
+    pair.read(Line::B, 1, 0);
+    pair.read(Line::A, 1, 0);
+    assert_eq!(pair.delivered, [1, 2, 3, 4]);
+}
+
+#[test]
 fn a_line_that_is_back_takes_nothing_from_the_one_behind() {
     for met in [true, false] {
         let mut pair = Pair::new(Role::Lifecycle);
