@@ -290,6 +290,10 @@ impl<K: Ord + Copy> Recovery<K> {
         self.suspects.len()
     }
 
+    pub(crate) fn is_suspect(&self, key: K) -> bool {
+        self.suspects.contains_key(&key)
+    }
+
     /// The last gap, if nothing is suspect after it and the shard does not know.
     pub(crate) fn unsettled(&self) -> Option<u64> {
         self.unsettled.filter(|_| self.suspects.is_empty())

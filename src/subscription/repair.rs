@@ -60,9 +60,12 @@ impl Repairs {
         self.turn = usize::from(conn.number());
     }
 
-    /// These come without being asked for, and count all the same.
+    /// These come without being asked for, and count all the same; but what the exchange ends runs
+    /// up no debt for which all others would have to wait.
     pub(super) fn come_anew(&mut self, books: usize, now: Instant) {
-        self.allowance.take(books, now);
+        if self.allowance.held_until(now).is_none() {
+            self.allowance.take(books, now);
+        }
     }
 }
 
@@ -144,7 +147,8 @@ impl Subscriptions {
             return None;
         }
         let shared = !single && member.repair.always_reopens(policy);
-        if shared && member.first(Change::Add).is_some() {
+        let first = member.first(Change::Add);
+        if shared && first.is_some_and(|slot| member.repair.is_suspect(slot)) {
             // What is being opened anew is not all open yet, and would be begun again.
             member.repair.wait_on(now);
         }

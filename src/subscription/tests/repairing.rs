@@ -228,6 +228,22 @@ fn what_is_opened_anew_and_not_all_open_yet_is_not_begun_again() {
 }
 
 #[test]
+fn f1_books_lost_do_not_wait_for_others_to_be_added() {
+    let mut world = repairing(GapPolicy::Resubscribe, Dialect::Live);
+    gap(&mut world, 1, 1, &[1]);
+    world.flow();
+    gap(&mut world, 1, 2, &[2]);
+    world.named();
+    for number in 20..30 {
+        world.now += Duration::from_millis(500);
+        world.want(number, 0);
+        world.flow();
+    }
+    let sent = world.named();
+    assert!(count(&sent, "unsubscribe").0 > 0, "{sent:?}");
+}
+
+#[test]
 fn f1_books_lost_are_asked_for_though_more_cannot_be_added() {
     let mut world = repairing(GapPolicy::Resnapshot, Dialect::Live);
     gap(&mut world, 1, 1, &[1]);
