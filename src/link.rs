@@ -340,13 +340,7 @@ impl Link {
         match self.commands.reply(response, envelope.sid) {
             Answer::Ended(ended) => {
                 self.heard = true;
-                let over = self.sids.ended_by(&ended, envelope.sid);
-                self.land(ended, (envelope.seq, at), Note::Ended, notes);
-                if let Some((sid, code)) = over {
-                    // It counts on until it is ended: it may stream all the same.
-                    self.broken(sid, at);
-                    self.sids.ended(sid, Some(code));
-                }
+                self.land(ended, (envelope, at), Note::Ended, notes);
             }
             Answer::Late(ended) if envelope.seq.is_none() && self.is_stale(&ended) => {
                 counters.replies_late.add(1);
@@ -355,7 +349,7 @@ impl Link {
             }
             Answer::Late(ended) => {
                 counters.replies_late.add(1);
-                self.land(ended, (envelope.seq, at), Note::Late, notes);
+                self.land(ended, (envelope, at), Note::Late, notes);
             }
             Answer::Part => {}
             Answer::Unknown => {
@@ -377,17 +371,23 @@ impl Link {
         opened && ended.sid.is_some_and(|sid| self.sequences.is_retired(sid))
     }
 
-    /// Tells of a command's end.
+    /// Tells of a command's end, and of a subscription's that it says is over.
     fn land(
         &mut self,
         ended: Ended,
-        place: (Option<Seq>, Instant),
+        (envelope, at): (&Envelope, Instant),
         told: fn(Ended) -> Note,
         notes: &mut Vec<Note>,
     ) {
+        let over = self.sids.ended_by(&ended, envelope.sid);
         self.tell_end_before(&ended, notes);
-        self.confirmed(&ended, place);
+        self.confirmed(&ended, (envelope.seq, at));
         notes.push(told(ended));
+        if let Some((sid, code)) = over {
+            // It counts on until it is ended: it may stream all the same.
+            self.broken(sid, at);
+            self.sids.ended(sid, Some(code));
+        }
     }
 
     /// An end of a subscription that is still to be told, and came before a reply that names it.

@@ -119,6 +119,17 @@ fn e10_a_terminal_error_that_answers_a_command_ends_its_subscription_too() {
         world.give(BOOK, &peer, vec![Chunk::Bytes(error(1, 10))], 5.0);
         assert_eq!(told(&world), [], "said once more, it is no news");
     }
+    // However late it comes.
+    let mut world = World::new(10);
+    let peer = world.adopt(BOOK, 1, Vec::new(), 0.0);
+    world.subscribe(1.0);
+    world.give(BOOK, &peer, vec![Chunk::Bytes(ok(1, 1))], 2.0);
+    world.ask(Ask::Books(sid), 3.0);
+    world.settle(8.0);
+    told(&world);
+    world.give(BOOK, &peer, vec![Chunk::Bytes(answer.clone())], 9.0);
+    let over = Told::Over(Some(ExchangeCode::ChannelError));
+    assert_eq!(told(&world), [Told::Late(2, rejected), over]);
     // What a refusal to open one is about is not open.
     let mut world = World::new(10);
     let peer = world.adopt(BOOK, 1, Vec::new(), 0.0);
