@@ -20,7 +20,7 @@ pub enum Overflow {
     DropNewest,
     /// Stop reading its connection until there is room. Nothing is dropped here; if it lasts, the
     /// exchange's own buffers overflow, and the exchange says so. What waits so comes before all
-    /// that its shard may drop.
+    /// that its shard may drop, and takes turns with what it conflates.
     Backpressure,
     /// Of each market keep the newest message until there is room, in the place of the older one
     /// (at most `conflate_markets` and `message_buffer_bytes` for each connection; what is beyond

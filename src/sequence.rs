@@ -142,7 +142,7 @@ impl Sequences {
 
     fn hear(&mut self, sid: Sid, at: Instant) {
         if let Some(state) = self.find(sid).and_then(|index| self.states.get_mut(index)) {
-            state.heard = Some(at);
+            state.heard = state.heard.max(Some(at));
         }
     }
 

@@ -100,6 +100,8 @@ pub(crate) struct Shard<T: Transport> {
     /// Turns that took too long.
     stalls: Watch,
     spill: Spill,
+    /// Of those who wait for room, those who keep the newest are next.
+    kept_next: bool,
     state: State,
     failures: Failures,
     untold: Vec<Untold>,
@@ -184,6 +186,7 @@ impl<T: Transport> Shard<T> {
             turned: None,
             stalls: Watch::new(parts.stall_threshold),
             spill: Spill::default(),
+            kept_next: false,
             state: State::Running,
             failures: Failures::default(),
             untold: Vec::new(),
@@ -271,6 +274,7 @@ impl<T: Transport> Shard<T> {
         if self.state == State::Failed {
             return false;
         }
+        self.serve_held_first(index, now);
         let Some(slot) = self.slots.get_mut(index) else {
             return false;
         };
@@ -287,7 +291,8 @@ impl<T: Transport> Shard<T> {
         plain.extend_from_slice(link.partial.front());
         let front = plain.len();
         let received = self.transport.receive(socket, plain);
-        self.counters.bytes_received.add(widen(plain.len().saturating_sub(front)));
+        let bytes = plain.len().saturating_sub(front);
+        self.counters.bytes_received.add(widen(bytes));
         let fresh = link.partial.gather(plain, front);
         let (read_closed, broken) = (slot.read_closed, slot.broken.clone());
         let at = match received {
@@ -295,7 +300,7 @@ impl<T: Transport> Shard<T> {
             _ => self.transport.stamp(),
         };
         let is_drained = !matches!(received, Ok(Received::Some { more: true, .. }));
-        link.looked(is_drained);
+        link.looked(bytes, is_drained);
         let verdict = if fresh { self.digest(index, at, is_drained) } else { Ok(()) };
         let (mut again, mut ending) = (false, None);
         match (verdict, received) {
@@ -314,7 +319,6 @@ impl<T: Transport> Shard<T> {
     /// Digests the plaintext in scratch into one batch and hands it over; `is_drained` if the
     /// socket had no more.
     fn digest(&mut self, index: usize, stamp: Stamp, is_drained: bool) -> Result<(), Cause> {
-        self.serve_held_first(index, stamp.mono);
         let is_other_held = self.is_other_held(index);
         let Some((_, link)) = self.slots.get_mut(index).and_then(|slot| slot.live.as_mut()) else {
             return Ok(());

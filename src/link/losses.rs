@@ -9,6 +9,9 @@ use crate::clock::Stamp;
 use crate::ids::{Role, Sid, widen};
 use crate::stats::ShardCounters;
 
+/// More than the kernel keeps for a socket nobody reads.
+const BACKLOG_MAX: usize = 16 << 20;
+
 /// When data came.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Came {
@@ -21,22 +24,35 @@ pub(super) struct Came {
     before: Instant,
     /// The last read left nothing in the socket.
     is_drained: bool,
+    /// While it does not: a read, and how many bytes were read since.
+    mark: Instant,
+    bytes: usize,
 }
 
 impl Came {
+    /// So many bytes were read; `is_drained` if the socket had no more.
+    #[inline]
+    fn read(&mut self, bytes: usize, is_drained: bool) {
+        if self.is_drained {
+            (self.before, self.mark, self.bytes) = (self.last, self.last, 0);
+        } else if self.bytes >= BACKLOG_MAX {
+            // No more than that can have waited then: all of it has been read.
+            (self.before, self.mark, self.bytes) = (self.mark, self.last, 0);
+        }
+        self.bytes = self.bytes.saturating_add(bytes);
+        self.is_drained = is_drained;
+    }
+
     pub(super) fn new(now: Instant) -> Self {
-        Self { began: now, last: now, before: now, is_drained: true }
+        Self { began: now, last: now, before: now, is_drained: true, mark: now, bytes: 0 }
     }
 }
 
 impl Link {
-    /// The socket was read; `is_drained` if it had no more.
+    /// So many bytes were read; `is_drained` if the socket had no more.
     #[inline]
-    pub(crate) fn looked(&mut self, is_drained: bool) {
-        if self.came.is_drained {
-            self.came.before = self.came.last;
-        }
-        self.came.is_drained = is_drained;
+    pub(crate) fn looked(&mut self, bytes: usize, is_drained: bool) {
+        self.came.read(bytes, is_drained);
     }
 
     /// Gives back messages that were not handed over.
@@ -95,5 +111,29 @@ impl Link {
     /// When data last came, or the link began.
     pub(crate) fn last_data(&self) -> Instant {
         self.came.last
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_backlog_without_end_is_no_older_than_what_can_wait() {
+        let start = crate::clock::now();
+        let at = |second| start + Duration::from_secs(second);
+        let mut came = Came::new(start);
+        for second in 1..=100 {
+            came.read(1 << 20, false);
+            came.last = at(second);
+            assert!(second >= 33 || came.before == start, "read at {second} it may be that old");
+            assert!(came.before + Duration::from_secs(33) >= came.last, "{second}");
+        }
+        came.read(10, true);
+        came.last = at(200);
+        came.read(10, true);
+        assert_eq!(came.before, at(200));
     }
 }

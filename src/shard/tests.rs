@@ -109,14 +109,32 @@ fn who_drops_nothing_is_not_passed_by_those_who_may() {
     world.give(trades, &trade_peer, vec![Chunk::Bytes([trade(1), trade(2)].concat())], 2.0);
     assert!(world.shard.holds(trades));
     let mut taken = Vec::new();
-    for step in 5u32..=11 {
+    for step in 5u32..=12 {
         taken.extend(world.messages.try_recv().map(|message| message.conn_id.number()));
         // Whoever may drop is there first.
         world.give(BOOK, &book_peer, vec![Chunk::Bytes(delta(step.into()))], f64::from(step));
         world.give(ticks, &tick_peer, vec![Chunk::Bytes(tick.clone())], f64::from(step));
     }
-    assert_eq!(taken, [4, 4, 4, 4, 2, 2, 4], "and then the others are served again");
+    assert_eq!(taken, [4, 4, 4, 4, 1, 2, 2, 4], "and then the others are served again");
     assert!(!world.shard.holds(trades));
+}
+
+#[test]
+fn who_keeps_the_newest_takes_turns_with_who_drops_nothing() {
+    let (orderbook, ticker) = (Overflow::Backpressure, Overflow::ConflateByMarket);
+    let mut world =
+        World::with(4, OverflowPolicy { orderbook, ticker, ..OverflowPolicy::default() });
+    let ticks = ConnId::new(1);
+    let [tick_peer, book_peer] = [ticks, BOOK].map(|conn| world.adopt(conn, 1, Vec::new(), 0.0));
+    world.give(BOOK, &book_peer, vec![Chunk::Bytes((1..=60).flat_map(delta).collect())], 1.0);
+    let tick = text(r#"{"type":"ticker","sid":1,"msg":{"market_ticker":"A"}}"#);
+    let mut taken = Vec::new();
+    for step in 2u32..=9 {
+        taken.extend(world.messages.try_recv().map(|message| message.conn_id.number()));
+        world.give(ticks, &tick_peer, vec![Chunk::Bytes(tick.clone())], f64::from(step));
+    }
+    assert!(world.shard.holds(BOOK), "all the time");
+    assert!(taken.contains(&1) && taken.contains(&4), "{taken:?}");
 }
 
 #[test]

@@ -19,7 +19,7 @@ impl<T: Transport> Shard<T> {
         if !self.alarm.ring(moment.judged) {
             return;
         }
-        self.retry_held(moment.now);
+        self.serve_waiting(moment.now);
         for index in 0..self.slots.len() {
             self.offer_kept(index, moment.now);
             self.tell_lapse(index, moment.judged);
@@ -72,7 +72,20 @@ impl<T: Transport> Shard<T> {
         self.outlet.speak_for(slots.any(|slot| slot.held.is_for_host()));
     }
 
-    /// What was read here may take room, or be dropped: those that wait for room and drop nothing
+    /// Offers what waits for room. Those who keep the newest of each market do as well: every other
+    /// time it is for them first.
+    fn serve_waiting(&mut self, now: Instant) {
+        if self.outlet.is_spoken_for() && self.outlet.free() > 0 {
+            self.kept_next = !self.kept_next;
+            if self.kept_next {
+                self.outlet.speak_for(false);
+                (0..self.slots.len()).for_each(|index| self.offer_kept(index, now));
+            }
+        }
+        self.retry_held(now);
+    }
+
+    /// What is to be read here may take room, or be dropped: those that wait for room and drop nothing
     /// come first, or they would find none for as long as this goes on.
     #[inline]
     pub(super) fn serve_held_first(&mut self, index: usize, now: Instant) {
@@ -80,7 +93,7 @@ impl<T: Transport> Shard<T> {
             && let Some(role) = self.live(index).map(|link| link.role)
             && self.overflow.of(role) != Overflow::Backpressure
         {
-            self.retry_held(now);
+            self.serve_waiting(now);
         }
     }
 
