@@ -85,8 +85,8 @@ impl<T: Transport> Shard<T> {
         self.retry_held(now);
     }
 
-    /// What is to be read here may take room, or be dropped: those that wait for room and drop nothing
-    /// come first, or they would find none for as long as this goes on.
+    /// What is to be read here may take room, or be dropped: those that wait for room and drop
+    /// nothing come first, or they would find none for as long as this goes on.
     #[inline]
     pub(super) fn serve_held_first(&mut self, index: usize, now: Instant) {
         if self.outlet.is_spoken_for()
