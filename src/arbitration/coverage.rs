@@ -247,8 +247,7 @@ impl Coverage {
         let (own, other) = self.track(line);
         let kin = match (number, other_number) {
             (Some(number), Some(first)) if number == first => Kin::Same,
-            (_, Some(first)) if first <= own.floor => return Kin::Earlier,
-            (_, Some(first)) if first <= common => return Kin::Earlier,
+            (_, Some(first)) if first <= common.max(own.floor) => return Kin::Earlier,
             (Some(number), Some(first)) if (first..number).contains(&own.begun) => {
                 return Kin::Unknown;
             }

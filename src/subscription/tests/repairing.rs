@@ -12,6 +12,23 @@ fn repairing(policy: GapPolicy, dialect: Dialect) -> World {
     world
 }
 
+/// Twelve markets on three connections, and so many books asked for in a second.
+fn rated(recovery_rate: usize) -> World {
+    let settings = SubscriptionSettings {
+        gap_policy: GapPolicy::Resnapshot,
+        recovery_rate,
+        ..settings(Dialect::Live)
+    };
+    let mut world = World::new(settings);
+    (0..world.peers.len()).for_each(|index| world.up(index));
+    holding(&mut world, 12);
+    for index in 1..4 {
+        books(&mut world, index, 0..12);
+    }
+    world.named();
+    world
+}
+
 fn books(world: &mut World, index: usize, markets: std::ops::Range<u16>) -> (usize, u64) {
     let tickers: String = markets.map(|number| format!("{}\n", ticker(number))).collect();
     let recovered = world.plan.books_came(World::conn(index), &tickers, world.now);
@@ -290,18 +307,7 @@ fn f1_one_market_of_its_own_does_not_wait_for_another() {
 
 #[test]
 fn f9_books_of_what_the_exchange_ended_count_for_the_rate() {
-    let settings = SubscriptionSettings {
-        gap_policy: GapPolicy::Resnapshot,
-        recovery_rate: 1,
-        ..settings(Dialect::Live)
-    };
-    let mut world = World::new(settings);
-    (0..world.peers.len()).for_each(|index| world.up(index));
-    holding(&mut world, 12);
-    for index in 1..4 {
-        books(&mut world, index, 0..12);
-    }
-    world.named();
+    let mut world = rated(1);
     gap(&mut world, 1, 1, &[1]);
     world.plan.renew(World::conn(1), Sid::new(1), world.now);
     gap(&mut world, 2, 1, &[1]);
@@ -374,18 +380,7 @@ fn gaps_of_sids_that_are_nobodys_are_not_remembered_without_end() {
 
 #[test]
 fn f9_the_rate_holds_over_all_connections() {
-    let settings = SubscriptionSettings {
-        gap_policy: GapPolicy::Resnapshot,
-        recovery_rate: 4,
-        ..settings(Dialect::Live)
-    };
-    let mut world = World::new(settings);
-    (0..world.peers.len()).for_each(|index| world.up(index));
-    holding(&mut world, 12);
-    for index in 1..4 {
-        books(&mut world, index, 0..12);
-    }
-    world.named();
+    let mut world = rated(4);
     (1..4).for_each(|index| assert_eq!(gap(&mut world, index, 1, &[1]), 4));
     let mut asked = Vec::new();
     for _ in 0..4 {
